@@ -40,11 +40,7 @@ def depth_in_meters(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.floa
 
 
 def check_intrinsics(intrinsics: Any) -> tuple[float, float, float, float]:
-    """Return (fx, fy, cx, cy) in pixels of four numbers or of a camera matrix (3, 3).
-
-    Raises:
-        InputError: the shape is wrong, a value is not finite, or a focal length is not positive.
-    """
+    """Return (fx, fy, cx, cy) in pixels of four numbers or a camera matrix (3, 3); raises InputError."""
     values = as_numpy(intrinsics, "intrinsics")
     if values.shape == (3, 3):
         values = values[[0, 1, 0, 1], [0, 1, 2, 2]]

@@ -21,7 +21,6 @@ def instance_colors(count: int, track_id: NDArray[np.integer] | None = None) -> 
     """Return the color of each instance by its number in the label map.
 
     Args:
-        count: number of instances n.
         track_id: integer (n,), track IDs; tracked instances keep their color from frame to frame.
 
     Returns:
@@ -76,7 +75,6 @@ def draw_instances(
         labels: n texts, such as "person 0.98", or none. Labels without enough space are omitted.
         colors: uint8 (n + 1, 3) BGR, by number in the label map; default: ``instance_colors(n)``.
         alpha: opacity of the masks in [0, 1]; 0 = outlines and labels only.
-        outline: draw outlines.
 
     Returns:
         uint8 (H, W, 3) BGR, a new array.

@@ -27,11 +27,8 @@ class PipelineError(TfisegError):
     """A stage of a pipeline failed: ``stage`` is its name, ``__cause__`` the error that it raised."""
 
     def __init__(self, stage: str, cause: BaseException) -> None:
-        super().__init__(
-            f"{stage}: {cause}"
-            if isinstance(cause, TfisegError)
-            else f"{stage}: {type(cause).__name__}: {cause}"
-        )
+        kind = "" if isinstance(cause, TfisegError) else f"{type(cause).__name__}: "
+        super().__init__(f"{stage}: {kind}{cause}")
         self.stage = stage
         self.__cause__ = cause
 

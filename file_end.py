@@ -37,16 +37,13 @@ class _SecondFile(Exception):
 
 
 class FileEnd(NamedTuple):
-    """What is wrong with the end of a file.
+    """What is wrong with the end of a file."""
 
-    Attributes:
-        missing: number of bytes that are missing at least; 0 for a complete file, and for a format whose
-            structure is not known here.
-        second_at: position in bytes of a second video that decoders do not read, as in MP4 files joined by
-            ``cat``; None if there is none, and for a format whose decoders read all videos.
-    """
-
+    # number of bytes that are missing at least; 0 for a complete file, and for a format whose structure is
+    # not known here
     missing: int = 0
+    # position in bytes of a second video that decoders do not read, as in MP4 files joined by ``cat``; None
+    # if there is none, and for a format whose decoders read all videos
     second_at: int | None = None
 
 

@@ -64,11 +64,7 @@ def writable_folder(path: str | Path) -> Path:
 
 
 def new_folder(parent: str | Path, name: str) -> Path:
-    """Create a new folder ``parent/name``, or ``name-2``, ``name-3`` and so on if it exists.
-
-    Raises:
-        InputError: the folder cannot be created.
-    """
+    """Create the new folder ``parent/name``, or ``name-2`` and so on if it exists; raises InputError."""
     parent = writable_folder(parent)
     for count in range(1, _MAX_FOLDERS):
         folder = parent / (name if count == 1 else f"{name}-{count}")
@@ -88,9 +84,6 @@ class FolderLock:
     """A lock that prevents other runs from writing to a folder; it ends with the process.
 
     ``with`` blocks of one lock may be nested. On file systems without locks it has no effect.
-
-    Args:
-        folder: an existing folder.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ from .files import write_whole
 from .images import to_bgr
 from .instance import Instance
 from .notebook import HTML_ROWS, html_of
-from .rle import bbox_of, encode_rle
+from .rle import coco_annotation, encode_rle
 from .schema import to_json
 
 if TYPE_CHECKING:
@@ -292,20 +292,7 @@ class Instances:
             image_id: ID of the image in the COCO file.
             first_id: ID of the first annotation; the others follow.
         """
-        return [
-            {
-                "id": first_id + instance.index,
-                "image_id": image_id,
-                "category_id": instance.class_id,
-                "segmentation": self.rle(instance.index),
-                "bbox": bbox_of(instance.box_xyxy),
-                "area": instance.area,
-                "iscrowd": 0,
-                "score": instance.score,
-                **({} if instance.track_id is None else {"track_id": instance.track_id}),
-            }
-            for instance in self
-        ]
+        return [coco_annotation(i.to_dict(), first_id + i.index, image_id) for i in self]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return a ``pandas.DataFrame``, one row per instance, without masks (needs ``pip install pandas``).

@@ -24,11 +24,8 @@ def html_of(
     """Return self-contained HTML in which all texts are escaped.
 
     Args:
-        title: a line of text.
         colors: uint8 (n + 1, 3) BGR, by number in the label map.
         label_map: int32 (H, W), 0..n.
-        heads: titles of the table's columns.
-        rows: the first of n rows.
     """
     image = ""
     if label_map.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,17 @@ def compress_counts(counts: list[int]) -> str:
     return "".join(out)
 
 
-def bbox_of(box_xyxy: Sequence[float]) -> list[float]:
-    """Return COCO's box [x, y, width, height] of corners (x0, y0, x1, y1), in pixels."""
-    x0, y0, x1, y1 = box_xyxy
-    return [x0, y0, x1 - x0, y1 - y0]
+def coco_annotation(instance: Mapping[str, Any], annotation_id: int, image_id: int) -> dict[str, Any]:
+    """Return the record of an instance as an annotation of a COCO dataset."""
+    x0, y0, x1, y1 = instance["box_xyxy"]
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": instance["class_id"],
+        "segmentation": instance["segmentation"],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": instance["area"],
+        "iscrowd": 0,
+        "score": instance["score"],
+        **({"track_id": instance["track_id"]} if "track_id" in instance else {}),
+    }

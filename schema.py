@@ -35,7 +35,6 @@ def parse(content: bytes | str, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
 
     Args:
         content: UTF-8 or text.
-        rule: rule of the top-level value.
         max_bytes: maximum length.
 
     Raises:
@@ -46,11 +45,7 @@ def parse(content: bytes | str, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def read_file(path: Path, rule: Rule, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON file, see ``parse``.
-
-    Raises:
-        FormatError: the file cannot be read, or see ``parse``.
-    """
+    """Read a JSON file, see ``parse``; raises FormatError."""
     return parse(bytes_of(path, max_bytes), rule, max_bytes)
 
 
@@ -149,13 +144,7 @@ def _refuse(where: str, expected: str, value: Any) -> NoReturn:
 
 
 def text(maximum: int = MAX_TEXT, pattern: str | None = None, lines: bool = False) -> Rule:
-    """Return the rule of a text without control characters.
-
-    Args:
-        maximum: maximum number of characters.
-        pattern: regular expression that the full text must match.
-        lines: allow line feeds and tabs.
-    """
+    """Return the rule of a text without control characters; ``pattern`` must match all of it."""
 
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str) or len(value) > maximum:

@@ -16,7 +16,6 @@ from ..schema import MAX_TEXT, map_of, parse, text
 MAX_BYTES = 1 << 30  # of all arrays in memory
 _MAX_ARRAYS = 100_000
 _MAX_KEY_CHARACTERS = 1 << 16
-_HEADER_BYTES = 1 << 16
 _KEY = "key"
 _KEY_FORMAT = map_of(text(MAX_TEXT), text(200), 32)
 # kind of array -> type, number of axes
@@ -31,9 +30,6 @@ _KINDS: Mapping[str, tuple[str, tuple[int, ...]]] = {
 
 def read_cache(path: Path) -> tuple[dict[str, str], dict[str, dict[str, NDArray[Any]]]]:
     """Read a calibration cache (numpy's .npz). Nothing in it is unpickled.
-
-    Args:
-        path: the file.
 
     Returns:
         Its key, and arrays by kind ("peak", "range", "q", "scale", "bias") and name.
@@ -76,11 +72,7 @@ def _read(archive: zipfile.ZipFile) -> tuple[dict[str, str], dict[str, dict[str,
 
 
 def _header(file: Any, size: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read an array's header: shape, whether it is stored by columns, and type.
-
-    Raises:
-        FormatError: the array does not fit the part's size.
-    """
+    """Read an array's header: shape, whether it is stored by columns, and type; raises FormatError."""
     version = np.lib.format.read_magic(file)
     if version != (1, 0):
         raise FormatError(f"{name} has numpy's format {version}, expected (1, 0)")

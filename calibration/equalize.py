@@ -76,14 +76,11 @@ def _writers_and_readers(
 
 
 def equalize(network: Network, peaks: dict[str, NDArray[np.float32]]) -> int:
-    """Scale the channels of every residual group to one range.
+    """Scale the channels of every residual group to one range; returns the number of groups.
 
     Args:
         network: changed in place; its result stays the same.
         peaks: largest magnitude of each channel, float32 (channels,), by tensor.
-
-    Returns:
-        Number of groups.
     """
     groups = residual_groups(network)
     for tensors, writers, readers in groups:

@@ -65,8 +65,6 @@ def sample_frames(source: str | Path, count: int = FRAMES, seed: int = 0, quiet:
         source: a folder of images, an image, a glob pattern, a video, or any other source of
             ``open_source``. If its length is unknown, the sample comes from its first 600 frames.
         count: maximum number of frames.
-        seed: random seed.
-        quiet: show no progress bar.
 
     Raises:
         SourceError: the source can't be opened, or holds no image.

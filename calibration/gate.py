@@ -31,18 +31,12 @@ _TEXTS = {
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Minimum agreement with float32.
+    """Minimum agreement with float32."""
 
-    Args:
-        label_agreement: labels, in % of pixels (mean over frames).
-        quality: PQ of stable instances, 0..100.
-        score_agreement: 100 minus the mean change of their scores in percentage points.
-        relative: names of the measures, as in a report, whose threshold the yardstick may lower.
-    """
-
-    label_agreement: float
-    quality: float
-    score_agreement: float = 0.0
+    label_agreement: float  # labels, in % of pixels (mean over frames)
+    quality: float  # PQ of stable instances, 0..100
+    score_agreement: float = 0.0  # 100 minus the mean change of their scores in percentage points
+    # names of the measures, as in a report, whose threshold the yardstick may lower
     relative: frozenset[str] = frozenset()
 
     def by_measure(self) -> dict[str, float]:
@@ -66,8 +60,6 @@ def gate_report(
     """Judge a comparison with float32.
 
     Args:
-        comparison: of the network in lower precision.
-        thresholds: what it must reach.
         yardstick: returns the comparison of float32 with itself on noisy frames (``noise_floor``); called
             only if a threshold is not reached. None: the thresholds alone decide.
 
@@ -161,12 +153,10 @@ def require_passed(gate: Mapping[str, Any], where: str) -> None:
     """
     if not gate["passed"]:
         worst, floor = gate["worst_frame"], gate.get("noise_floor")
-        yardstick = (
-            f" For comparison, fp32 against itself with one gray level of noise: "
-            f"{floor['label_agreement']:.2f}%, PQ {floor['stable_PQ']:.1f}."
-            if floor
-            else ""
-        )
+        yardstick = ""
+        if floor:
+            values = f"{floor['label_agreement']:.2f}%, PQ {floor['stable_PQ']:.1f}"
+            yardstick = f" For comparison, fp32 against itself with one gray level of noise: {values}."
         raise GateError(
             f"the accuracy gate failed on {gate['frames']} frames: {'; '.join(gate['failures'])} (worst "
             f"frame: {worst['name']}, {worst['label_agreement']:.2f}% of labels). {where}.{yardstick} Try "

@@ -153,7 +153,6 @@ def run_tensors(
 
     Args:
         model: network with one input, uint8 (1, H, W, 3).
-        names: names of the tensors.
         images: uint8 (H, W, 3) each.
     """
     probed = onnx.ModelProto()

@@ -46,10 +46,7 @@ class Layer:
         return np.ascontiguousarray(matrix.reshape(like.shape[::-1]).T, np.float32)
 
     def samples(self, x: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Draw inputs of the layer's weights at random positions.
-
-        Returns:
-            float32 (groups, inputs per output, count)."""
+        """Draw inputs of the weights at random positions, float32 (groups, inputs per output, count)."""
         if self.op != "Conv":
             rows = x.reshape(-1, x.shape[-1])
             return np.ascontiguousarray(rows[rng.integers(0, len(rows), count)].T)[None]

@@ -52,7 +52,6 @@ def insert_qdq(
         layers: layers to run in int8.
         ranges: (lowest, highest) value of each tensor that these layers read or write.
         rounded: int8 weights by layer name.
-        scheme: how activations are quantized.
     """
     scales: dict[str, float] = {}
     nodes = {node.name: node for node in network.graph.node}
@@ -68,13 +67,8 @@ def insert_qdq(
             readers = {layer.name for layer in layers}
             scales[tensor] = _insert_pair(network, tensor, readers, scheme, ranges)
     for layer in layers:
-        _quantize_weights(
-            network,
-            layer,
-            nodes[layer.name],
-            rounded[layer.name],
-            None if scheme.signed else scales[layer.input],
-        )
+        scale = None if scheme.signed else scales[layer.input]
+        _quantize_weights(network, layer, nodes[layer.name], rounded[layer.name], scale)
     network.drop_unused_weights()
     network.sort()
 

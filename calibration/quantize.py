@@ -31,19 +31,12 @@ _CACHE_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measurements of a network on calibration frames.
+    """Measurements of a network on calibration frames."""
 
-    Args:
-        key: digests of network and frames, and the method; a cache with another key is replaced.
-        peaks: largest magnitude of each channel, for tensors that are equalized.
-        ranges: (lowest, highest) value of the tensors around the layers.
-        rounded: int8 weights by layer name.
-    """
-
-    key: dict[str, str]
-    peaks: dict[str, NDArray[np.float32]]
-    ranges: dict[str, tuple[float, float]]
-    rounded: dict[str, QuantizedWeights]
+    key: dict[str, str]  # digests of network and frames, and the method; a cache with another key is replaced
+    peaks: dict[str, NDArray[np.float32]]  # largest magnitude of each channel, for tensors that are equalized
+    ranges: dict[str, tuple[float, float]]  # (lowest, highest) value of the tensors around the layers
+    rounded: dict[str, QuantizedWeights]  # int8 weights by layer name
 
     def save(self, path: Path) -> None:
         """Write a cache file (numpy's .npz)."""
@@ -84,7 +77,6 @@ def calibrate(
         frames: at least one; 128 is common.
         method: "minmax", "percentile" or "entropy".
         cache: file to read if it matches network, frames and method; otherwise it is written.
-        quiet: show no progress bar.
 
     Raises:
         InputError: there are no frames, or the method is unknown.
@@ -124,8 +116,6 @@ def quantize(
     """Return the network with Q/DQ pairs.
 
     Args:
-        model: the calibrated network.
-        calibration: from ``calibrate``.
         keep: names of layers to keep in high precision; see ``edge_layers`` and ``matching_layers``.
         scheme: how activations are quantized (default: for ONNX Runtime on a CPU).
     """
@@ -137,11 +127,7 @@ def quantize(
 
 
 def matching_layers(layers: Iterable[Layer], patterns: Sequence[str]) -> list[str]:
-    """Return the layers whose name, or whose weight's name, matches a pattern (``*`` and ``?``).
-
-    Raises:
-        InputError: a pattern matches none; the message lists all layers.
-    """
+    """Return the layers that match patterns (``*``, ``?``) by name or weight; raises InputError."""
     layers = list(layers)
     found: list[str] = []
     for pattern in patterns:
@@ -186,13 +172,8 @@ def _peaks(network: Network, frames: FrameSample, quiet: bool) -> dict[str, NDAr
     peaks: dict[str, NDArray[np.float32]] = {}
     if not names:
         return peaks
-    for values in tqdm(
-        run_tensors(network.model, names, frames),
-        total=len(frames),
-        desc="channels",
-        unit="frame",
-        disable=quiet,
-    ):
+    found = run_tensors(network.model, names, frames)
+    for values in tqdm(found, total=len(frames), desc="channels", unit="frame", disable=quiet):
         for name, value in values.items():
             peak = np.abs(value).max((0, 2, 3))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
@@ -206,13 +187,8 @@ def _observe(
     finder, rng = range_finder(method), np.random.default_rng(0)
     moments = {layer.name: Moments() for layer in layers}
     names = [name for layer in layers for name in (layer.input, layer.output)]
-    for values in tqdm(
-        run_tensors(network.model, names, frames),
-        total=len(frames),
-        desc="ranges",
-        unit="frame",
-        disable=quiet,
-    ):
+    found = run_tensors(network.model, names, frames)
+    for values in tqdm(found, total=len(frames), desc="ranges", unit="frame", disable=quiet):
         for name, value in values.items():
             finder.add(name, value)
         for layer in layers:

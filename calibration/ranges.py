@@ -113,9 +113,5 @@ def range_finder(method: str) -> RangeFinder:
     divergence of the quantized histogram is smallest, as in TensorRT's calibrator.
     """
     check_choice("method", method, METHODS)
-    kinds: dict[str, type[_MinMax] | type[_Magnitudes]] = {
-        "minmax": _MinMax,
-        "percentile": _Percentile,
-        "entropy": _Entropy,
-    }
-    return kinds[method]()
+    kinds: tuple[type[RangeFinder], ...] = (_MinMax, _Percentile, _Entropy)
+    return kinds[METHODS.index(method)]()

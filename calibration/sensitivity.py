@@ -30,10 +30,7 @@ def rank_layers(
 
     Args:
         model: float32 network.
-        calibration: its calibration.
         frames: uint8 (H, W, 3) each; a dozen is enough for the order.
-        scheme: how activations are quantized.
-        skip: layers that stay in high precision.
 
     Returns:
         (layer, noise): noise energy in the outputs as a share of the signal's, with this layer alone in int8.
@@ -64,7 +61,6 @@ def exclude_until(
 
     Args:
         rank: returns the result of ``rank_layers``; called only if the gate fails with all layers in int8.
-        limit: maximum number of layers.
         judge: returns the gate's report with these layers in high precision.
 
     Returns:

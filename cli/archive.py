@@ -7,37 +7,27 @@ import sys
 from typing import Any
 
 from ..errors import InputError
-from .common import as_json
+from ..schema import to_json
+from .common import options_given
 from .parser import Parser, integer
 
 _LOCAL = "local"
-# options of `run` for videos and cameras -> their defaults
-_WITHOUT_EFFECT = {
-    "frames": None,
-    "camera_size": None,
-    "camera_fps": None,
-    "pixel_format": None,
-    "policy": None,
-    "nth": 1,
-    "track": False,
-    "min_hits": None,
-}
+# options of `run` for videos and cameras
+_FOR_VIDEOS = ("frames", "camera_size", "camera_fps", "pixel_format", "policy", "nth", "track", "min_hits")
 
 
 def add_archive_options(verb: Parser) -> None:
     """Add ``--ray`` and ``--ray-workers``."""
     verb.expert.add_argument(
-        "--ray",
+        "--ray ADDRESS",
         nargs="?",
         const=_LOCAL,
-        metavar="ADDRESS",
         help="segment a folder, glob pattern or Parquet files of paths on a Ray cluster and write Parquet; "
         "files that are done are skipped (default: a cluster on this machine; needs tfiseg[ray])",
     )
     verb.expert.add_argument(
-        "--ray-workers",
+        "--ray-workers N",
         type=integer(1),
-        metavar="N",
         help="with --ray: number of segmenters (default: one per CPU, or per GPU with an engine)",
     )
 
@@ -48,9 +38,8 @@ def check_archive_options(args: argparse.Namespace) -> None:
         if args.ray_workers is not None:
             raise InputError("--ray-workers has no effect without --ray")
         return
-    for name, default in _WITHOUT_EFFECT.items():
-        if getattr(args, name) != default:
-            raise InputError(f"--{name.replace('_', '-')} has no effect with --ray, which takes images only")
+    for option in options_given(args, _FOR_VIDEOS):
+        raise InputError(f"{option} has no effect with --ray, which takes images only")
 
 
 def segment_archive_source(args: argparse.Namespace) -> int:
@@ -66,7 +55,7 @@ def segment_archive_source(args: argparse.Namespace) -> int:
         output_format=args.format,
         quiet=args.json,
     )
-    print(as_json(summary) if args.json else _text(summary))
+    print(to_json(summary) if args.json else _text(summary))
     if summary["error"]:
         print(f"tfiseg {args.verb}: {summary['error']}; completed results are kept", file=sys.stderr)
     return 130 if summary["error"] == "interrupted" else int(bool(summary["error"]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need
+from ..schema import to_json
+from .common import add_verb, command_line, need, reject_options
 from .parser import Example, Parser, existing_network, integer, number, path, size
 
 _EXAMPLES = (
@@ -23,7 +23,6 @@ _EXAMPLES = (
 
 
 def add_build(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "build",
@@ -33,22 +32,16 @@ def add_build(verbs: Any) -> None:
         _EXAMPLES,
     )
     verb.source.add_argument(
-        "network",
+        "network NAME.onnx",
         type=existing_network,
-        metavar="NAME.onnx",
         help="a model in tfiseg's format (see `tfiseg export`), or an instance network",
     )
     verb.source.add_argument(
-        "--frames",
-        metavar="SOURCE",
+        "--frames SOURCE",
         help="real frames for calibration and the accuracy check: folder of images, video, recording",
     )
     verb.output.add_argument(
-        "-o",
-        "--output",
-        type=path,
-        metavar="FILE",
-        help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)",
+        "-o", "--output FILE", type=path, help="default: NAME.engine (NAME-PRECISION.onnx for onnxruntime)"
     )
     verb.output.add_argument(
         "--target",
@@ -68,57 +61,44 @@ def _add_accuracy_options(verb: Parser) -> None:
         "--precision", choices=("fp32", "fp16", "int8"), default="fp16", help="default: fp16"
     )
     quality.add_argument(
-        "--min-agreement",
+        "--min-agreement PCT",
         type=number(0, 100),
-        metavar="PCT",
         help="minimum share of pixels with the same class as in fp32 (default: 99.5 for fp16, 98 for int8; "
         "lower if one gray level of noise on the frames has a larger effect)",
     )
     quality.add_argument(
-        "--min-pq",
+        "--min-pq PQ",
         type=number(0),
-        metavar="PQ",
         help="minimum panoptic quality against the instances of fp32 that are clear of the thresholds "
         "(default: 99 for fp16, 95 for int8; lower if one gray level of noise has a larger effect)",
     )
     quality.add_argument(
-        "--gate-frames",
+        "--gate-frames N",
         type=integer(1),
         default=128,
-        metavar="N",
         help="frames for the accuracy check; none of them is used for calibration (default: 128)",
     )
     quality.add_argument(
-        "--no-gate",
-        action="store_true",
-        help="skip the accuracy check (recorded in the engine's metadata)",
+        "--no-gate", action="store_true", help="skip the accuracy check (recorded in the engine's metadata)"
     )
-    quality.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="random seed of the sample of frames"
-    )
+    quality.add_argument("--seed N", type=int, default=0, help="random seed of the sample of frames")
 
 
 def _add_shape_options(verb: Parser) -> None:
     shapes = verb.add_argument_group("output: frame sizes that a TensorRT engine accepts")
     hw = size("HxW", low=1)
-    shapes.add_argument("--shape", type=hw, metavar="HxW", help="this size only: the fastest")
-    shapes.add_argument("--shape-min", type=hw, metavar="HxW", help="default: 240x320")
+    shapes.add_argument("--shape HxW", type=hw, help="this size only: the fastest")
+    shapes.add_argument("--shape-min HxW", type=hw, help="default: 240x320")
+    shapes.add_argument("--shape-opt HxW", type=hw, help="the size to optimize for (default: 480x640)")
+    shapes.add_argument("--shape-max HxW", type=hw, help="default: 1080x1920")
     shapes.add_argument(
-        "--shape-opt", type=hw, metavar="HxW", help="the size to optimize for (default: 480x640)"
-    )
-    shapes.add_argument("--shape-max", type=hw, metavar="HxW", help="default: 1080x1920")
-    shapes.add_argument(
-        "--batch",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="maximum number of frames per call (default: 1)",
+        "--batch N", type=integer(1), default=1, help="maximum number of frames per call (default: 1)"
     )
 
 
 def _add_int8_options(verb: Parser) -> None:
     int8 = verb.add_argument_group("expert: int8")
-    int8.add_argument("--calibration-frames", type=integer(1), default=128, metavar="N", help="default: 128")
+    int8.add_argument("--calibration-frames N", type=integer(1), default=128, help="default: 128")
     int8.add_argument(
         "--method",
         choices=("minmax", "percentile", "entropy"),
@@ -126,22 +106,19 @@ def _add_int8_options(verb: Parser) -> None:
         help="how to find the ranges of activations (default: minmax)",
     )
     int8.add_argument(
-        "--cache",
+        "--cache FILE",
         type=path,
-        metavar="FILE",
         help="calibration cache: written, and read again for the same network and frames",
     )
     int8.add_argument(
-        "--keep",
+        "--keep LAYER",
         action="append",
         default=[],
-        metavar="LAYER",
         help="keep this layer in higher precision (fp16 too): name or pattern; repeatable",
     )
     int8.add_argument(
-        "--auto-exclude",
+        "--auto-exclude N",
         type=integer(0),
-        metavar="N",
         help="if the accuracy check fails, keep the most sensitive layers in higher precision until it "
         "passes, at most N (default: half of the layers)",
     )
@@ -149,24 +126,20 @@ def _add_int8_options(verb: Parser) -> None:
 
 def _add_builder_options(verb: Parser) -> None:
     builder = verb.add_argument_group("expert: TensorRT")
-    builder.add_argument("--workspace", type=integer(1), metavar="MIB", help="maximum scratch memory in MiB")
+    builder.add_argument("--workspace MIB", type=integer(1), help="maximum scratch memory in MiB")
     builder.add_argument(
-        "--timing-cache",
-        type=path,
-        metavar="FILE",
-        help="timing cache to read and update (TensorRT only)",
+        "--timing-cache FILE", type=path, help="timing cache to read and update (TensorRT only)"
     )
-    builder.add_argument("--opt-level", type=integer(0, 5), metavar="0..5", help="builder optimization level")
+    builder.add_argument("--opt-level 0..5", type=integer(0, 5), help="builder optimization level")
     builder.add_argument(
         "--portable",
         action="store_true",
         help="for newer TensorRT versions and all GPUs from Ampere on; somewhat slower",
     )
     builder.add_argument(
-        "--compute-capability",
+        "--compute-capability CC",
         action="append",
         default=[],
-        metavar="CC",
         help="GPU generation, e.g. 8.6 (rtx; repeatable; default: all)",
     )
     builder.add_argument(
@@ -179,11 +152,7 @@ def _add_builder_options(verb: Parser) -> None:
 
 
 def run_build(argv: list[str]) -> int:
-    """Run ``tfiseg build`` for another command; returns the exit status.
-
-    Args:
-        argv: words of the command line, "build" first; engines record them as their build command.
-    """
+    """Run ``tfiseg build`` with these words, which engines record; returns the exit status."""
     parser = Parser(prog="tfiseg")
     add_build(parser.add_subparsers(dest="verb"))
     args = parser.parse_args(argv)
@@ -192,7 +161,7 @@ def run_build(argv: list[str]) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    need("onnx", "calibration")
+    need("calibration", "onnx")
     from ..export.engine.build import CPU_TARGET, build
     from ..export.engine.instance_engine import is_instance_network
     from ..export.engine.lower import PrecisionSettings
@@ -226,47 +195,30 @@ def _build(args: argparse.Namespace) -> int:
         operator=not args.no_operator,
     )
     if args.output is None:
-        name = (
-            f"{args.network.stem}-{args.precision}.onnx"
-            if args.target == CPU_TARGET
-            else f"{args.network.stem}.engine"
-        )
-        args.output = Path(name)
+        suffix = f"-{args.precision}.onnx" if args.target == CPU_TARGET else ".engine"
+        args.output = Path(f"{args.network.stem}{suffix}")
     command = command_line("tfiseg", *args.argv)
     report = build(args.network, args.output, args.target, precision, settings, command, quiet=args.json)
-    print(as_json(report) if args.json else _build_text(report))
+    print(to_json(report) if args.json else _build_text(report))
     return 0
 
 
 _SHAPES = ("shape", "shape_min", "shape_opt", "shape_max")
 _INT8 = ("calibration_frames", "method", "cache", "auto_exclude")
-_TENSORRT = (
-    *_SHAPES,
-    "batch",
-    "workspace",
-    "timing_cache",
-    "opt_level",
-    "portable",
-    "compute_capability",
-    "tf32",
-)
+_BUILDER = ("workspace", "timing_cache", "opt_level", "portable", "compute_capability", "tf32")
 
 
 def _check_effects(args: argparse.Namespace, for_cpu: bool, is_instance: bool) -> None:
     """Raise InputError for options without effect on this kind of network, target or precision."""
-    _reject(args, _TENSORRT if for_cpu else (), "with --target onnxruntime")
+    if for_cpu:
+        reject_options(args, (*_SHAPES, "batch", *_BUILDER), "with --target onnxruntime")
     if is_instance:
         options = (*_SHAPES, *_INT8, "keep", "min_agreement", "min_pq")
-        _reject(args, options, "on an instance network, which takes views of one size")
-    _reject(args, _INT8 if args.precision != "int8" else (), f"with --precision {args.precision}")
-    _reject(args, ("keep",) if args.precision == "fp32" else (), "with --precision fp32")
-
-
-def _reject(args: argparse.Namespace, options: Sequence[str], when: str) -> None:
-    given = [name for name in options if getattr(args, name) != args.parser.get_default(name)]
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"{names}: no effect {when}, omit it")
+        reject_options(args, options, "on an instance network, which takes views of one size")
+    if args.precision != "int8":
+        reject_options(args, _INT8, f"with --precision {args.precision}")
+    if args.precision == "fp32":
+        reject_options(args, ("keep",), "with --precision fp32")
 
 
 def _profile(args: argparse.Namespace) -> Any:

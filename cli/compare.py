@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import add_verb, as_json, require
+from ..schema import to_json
+from .common import add_verb, require
 from .parser import Example, existing_file, integer, path
 
 
 def add_compare(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "compare",
@@ -33,34 +33,21 @@ def add_compare(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "reference",
-        metavar="A",
-        help=".onnx, .engine, or a source of `tfiseg export` (torchvision:NAME, hf:NAME, ...)",
+        "reference A", help=".onnx, .engine, or a source of `tfiseg export` (torchvision:NAME, hf:NAME, ...)"
     )
-    verb.source.add_argument("candidate", metavar="B", help="like A")
+    verb.source.add_argument("candidate B", help="like A")
+    verb.source.add_argument("--frames SOURCE", help="required: folder of images, video, recording")
     verb.source.add_argument(
-        "--frames", metavar="SOURCE", help="required: folder of images, video, recording"
+        "--count N", type=integer(1), default=64, help="number of frames, a seeded sample (default: 64)"
     )
-    verb.source.add_argument(
-        "--count",
-        type=integer(1),
-        default=64,
-        metavar="N",
-        help="number of frames, a seeded sample (default: 64)",
-    )
-    verb.source.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of the sample (default: 0)"
-    )
+    verb.source.add_argument("--seed N", type=int, default=0, help="seed of the sample (default: 0)")
     verb.output.add_argument(
-        "--out",
+        "--out FILE",
         type=path,
         default=Path("comparison.png"),
-        metavar="FILE",
         help="contact sheet of the worst frames (default: comparison.png)",
     )
-    verb.expert.add_argument(
-        "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"
-    )
+    verb.expert.add_argument("--threads N", type=integer(0), default=0, help="CPU threads (default: all)")
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -80,7 +67,7 @@ def _compare(args: argparse.Namespace) -> int:
         args.threads,
         quiet=args.json,
     )
-    print(as_json(report) if args.json else _compare_text(report))
+    print(to_json(report) if args.json else _compare_text(report))
     return 0
 
 

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from .build import run_build
-from .common import add_verb, command_line, need
+from .common import add_verb, command_line, need, reject_options
 from .live import segment_source
 from .parser import Example, integer, path
 from .segmenter_options import add_segmenter_options, given_options
@@ -28,7 +27,6 @@ _RUN_DEFAULTS = {
 
 
 def add_demo(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "demo",
@@ -40,13 +38,9 @@ def add_demo(verbs: Any) -> None:
             Example("tfiseg demo --engine", "build an fp16 engine instead", needs="TensorRT"),
         ],
     )
-    verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
+    verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames")
     verb.output.add_argument(
-        "--out",
-        type=path,
-        default=Path("tfiseg-demo"),
-        metavar="DIR",
-        help="output folder (default: tfiseg-demo)",
+        "--out DIR", type=path, default=Path("tfiseg-demo"), help="output folder (default: tfiseg-demo)"
     )
     verb.output.add_argument(
         "--engine",
@@ -60,7 +54,7 @@ def add_demo(verbs: Any) -> None:
 def _demo(args: argparse.Namespace) -> int:
     if args.engine:
         return _demo_engine(args)
-    need("scipy", "demo")  # for the tracker
+    need("demo", "scipy")  # for the tracker
     return segment_source(args)
 
 
@@ -68,10 +62,8 @@ def _demo_engine(args: argparse.Namespace) -> int:
     from ..runtime.networks.session import DEFAULT_MODEL
 
     args.shutdown.start_work()
-    without_effect = [*(given_options(args).keys() - {"model"}), *(["frames"] if args.frames else [])]
-    if without_effect:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(without_effect))
-        raise InputError(f"{options}: no effect with --engine, which builds an engine and segments nothing")
+    options = [*(given_options(args).keys() - {"model"}), "frames"]
+    reject_options(args, sorted(options), "with --engine, which builds an engine and segments nothing")
     network = str(args.model or DEFAULT_MODEL)
     engine = args.out / f"{Path(network).stem}.engine"
     command = ["build", network, "-o", str(engine), "--precision", "fp16", "--frames", args.source]

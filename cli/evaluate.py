@@ -6,13 +6,13 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json
+from ..schema import to_json
+from .common import add_verb, options_given
 from .parser import Example, existing_folder, integer, path
-from .segmenter_options import add_segmenter_options, given_options
+from .segmenter_options import add_segmenter_options
 
 
 def add_eval(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "eval",
@@ -26,7 +26,7 @@ def add_eval(verbs: Any) -> None:
             ),
         ],
     )
-    verb.source.add_argument("folder", type=existing_folder, metavar="DIR", help="the evaluation set")
+    verb.source.add_argument("folder DIR", type=existing_folder, help="the evaluation set")
     verb.source.add_argument(
         "--semantic",
         choices=("truth", "model"),
@@ -34,10 +34,7 @@ def add_eval(verbs: Any) -> None:
         help="class maps to cluster: the true ones, or those of --model (default: truth)",
     )
     verb.output.add_argument(
-        "--out",
-        type=path,
-        metavar="DIR",
-        help="write contact sheets of the best, median and worst images there",
+        "--out DIR", type=path, help="write contact sheets of the best, median and worst images there"
     )
     verb.output.add_argument(
         "--against",
@@ -56,9 +53,8 @@ _MODEL_ONLY = ("model", "things", "min_score", "outlines", "long_side", "scales"
 
 def _check_options_for_truth(args: argparse.Namespace) -> None:
     """Raise InputError for options that have no effect on true class maps."""
-    given = given_options(args)
-    without_effect = [f"--{name.replace('_', '-')}" for name in _MODEL_ONLY if name in given]
-    if given.get("refine") == "frame":
+    without_effect = options_given(args, _MODEL_ONLY)
+    if args.refine == "frame":
         without_effect.append("--refine frame")
     if without_effect:
         raise InputError(
@@ -97,7 +93,7 @@ def _eval(args: argparse.Namespace) -> int:
         against=args.against,
         min_area=settings.min_area,
     )
-    print(as_json(report) if args.json else _eval_text(report))
+    print(to_json(report) if args.json else _eval_text(report))
     return 0
 
 
@@ -127,7 +123,6 @@ def _eval_text(report: dict[str, Any]) -> str:
 
 
 def add_bench(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "bench",
@@ -139,18 +134,15 @@ def add_bench(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "--set",
+        "--set DIR",
         type=existing_folder,
         dest="folder",
-        metavar="DIR",
         help="evaluation set whose class maps to use (default: synthetic)",
     )
     verb.source.add_argument(
-        "--side", type=int, default=1024, metavar="PX", help="side of the class map (default: 1024)"
+        "--side PX", type=int, default=1024, help="side of the class map (default: 1024)"
     )
-    verb.expert.add_argument(
-        "--threads", type=integer(1), default=1, metavar="N", help="CPU threads (default: 1)"
-    )
+    verb.expert.add_argument("--threads N", type=integer(1), default=1, help="CPU threads (default: 1)")
     verb.output.add_argument("--no-peers", action="store_true", help="time tfiseg alone")
 
 
@@ -158,5 +150,5 @@ def _bench(args: argparse.Namespace) -> int:
     from ..runtime.evaluate.bench import bench, bench_table
 
     report = bench(args.folder, args.side, args.threads, peers=not args.no_peers)
-    print(as_json(report) if args.json else bench_table(report))
+    print(to_json(report) if args.json else bench_table(report))
     return 0

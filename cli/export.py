@@ -8,7 +8,8 @@ from typing import Any
 
 from ..errors import InputError, SourceError, did_you_mean
 from ..files import printable
-from .common import add_verb, as_json, command_line, need, require
+from ..schema import to_json
+from .common import add_verb, command_line, need, reject_options, require
 from .parser import Example, Parser, existing_file, integer, path, size
 
 _SOURCES = """a checkpoint of `tfiseg train`; an .onnx file of any layout; torchvision:NAME; smp:ARCH/ENCODER
@@ -19,18 +20,13 @@ _MAX_LISTED = 6  # classes in the report
 _OUTPUT_KINDS = ("logits", "softmax", "sigmoid", "binary", "class-map")
 # options without effect on a checkpoint of tfiseg or the default network
 _FOREIGN_ONLY = (
-    "input_size",
-    "mean",
-    "std",
-    "scale",
-    "rgb",
-    "things",
-    "opset",
-    "output_name",
-    "output_kind",
-    "threshold",
-    "weights",
-    "random_weights",
+    *("input_size", "mean", "std", "scale", "rgb", "things", "opset", "output_name", "output_kind"),
+    *("threshold", "weights", "random_weights"),
+)
+# options with the name of their field in ExportSettings
+_SETTINGS = (
+    *("mean", "std", "scale", "rgb", "photos", "class_names", "things", "training_data", "licence", "opset"),
+    *("output_name", "output_kind", "weights"),
 )
 _EXTRAS = {"torchvision": "zoo", "smp": "zoo", "hf": "hf", "python": "torch"}  # all include `export`
 _EXAMPLES = (
@@ -52,7 +48,6 @@ _EXAMPLES = (
 
 
 def add_export(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "export",
@@ -61,11 +56,10 @@ def add_export(verbs: Any) -> None:
         _EXAMPLES,
     )
     source = verb.source
-    source.add_argument("source", metavar="SOURCE", help=_SOURCES)
+    source.add_argument("source SOURCE", help=_SOURCES)
     source.add_argument(
-        "--weights",
+        "--weights FILE",
         type=existing_file,
-        metavar="FILE",
         help="state dict (torch.save) for torchvision:, smp:, hf: or python:",
     )
     source.add_argument(
@@ -75,21 +69,17 @@ def add_export(verbs: Any) -> None:
         help="export an architecture without trained weights",
     )
     source.add_argument(
-        "--photos",
-        metavar="DIR",
-        help="photos on which original and export must agree (default: 4 synthetic frames)",
+        "--photos DIR", help="photos on which original and export must agree (default: 4 synthetic frames)"
     )
     verb.quality.add_argument(
-        "--long-side",
+        "--long-side PX",
         type=int,
-        metavar="PX",
         help="for networks made by tfiseg: longer side that frames are scaled to (default: 384); 448 finds "
         "more, in 1.2 times the time",
     )
     verb.quality.add_argument(
-        "--input-size",
+        "--input-size HxW",
         type=size("HxW"),
-        metavar="HxW",
         help="size that frames are scaled to (default: the source's own, else 512x512)",
     )
     _add_output_options(verb)
@@ -100,31 +90,27 @@ def _add_output_options(verb: Parser) -> None:
     output = verb.output
     output.add_argument(
         "-o",
-        "--output",
+        "--output NAME.onnx|KIND",
         action=_OutputAction,
-        metavar="NAME.onnx|KIND",
         help="required: the model to write. Given again with logits, softmax, sigmoid, binary or "
         "class-map: how to read the network's output (default: by its last operator and its values)",
     )
     output.set_defaults(output_kind=None)
     output.add_argument(
-        "--class-names",
-        metavar="NAMES",
+        "--class-names NAMES",
         help="names of all classes in order of their ids: voc21, cityscapes19, ade20k150, coco81 or "
         "person2; a file with one name per line; or names separated by commas (default: the source's own, "
         "else class 1, class 2, ...)",
     )
     output.add_argument(
-        "--things",
-        metavar="NAMES",
-        help="countable classes, names or ids separated by commas (default: by their names)",
+        "--things NAMES", help="countable classes, names or ids separated by commas (default: by their names)"
     )
     output.add_argument(
-        "--training-data", metavar="TEXT", help="what the network was trained on, for the model's metadata"
+        "--training-data TEXT", help="what the network was trained on, for the model's metadata"
     )
-    output.add_argument("--licence", metavar="TEXT", help="terms of use, for the model's metadata")
+    output.add_argument("--licence TEXT", help="terms of use, for the model's metadata")
     output.add_argument(
-        "--triton", type=path, metavar="DIR", help="also write a model repository for NVIDIA's Triton server"
+        "--triton DIR", type=path, help="also write a model repository for NVIDIA's Triton server"
     )
 
 
@@ -146,37 +132,29 @@ class _OutputAction(argparse.Action):
 
 def _add_pixel_options(expert: Any) -> None:
     expert.add_argument(
-        "--mean",
+        "--mean M[,M,M]",
         type=_one_or_three,
-        metavar="M[,M,M]",
         help="subtracted from scaled pixels, in the network's channel order",
     )
     expert.add_argument(
-        "--std",
-        type=_one_or_three,
-        metavar="S[,S,S]",
-        help="divisor of the pixels after the mean is subtracted",
+        "--std S[,S,S]", type=_one_or_three, help="divisor of the pixels after the mean is subtracted"
     )
-    expert.add_argument("--scale", type=_number, metavar="F", help="factor of pixels 0..255 (default: 1/255)")
+    expert.add_argument("--scale F", type=_number, help="factor of pixels 0..255 (default: 1/255)")
     order = expert.add_mutually_exclusive_group()
     order.add_argument("--rgb", action="store_true", default=None, help="the network takes RGB (default)")
     order.add_argument("--bgr", action="store_false", dest="rgb", default=None, help="the network takes BGR")
     expert.add_argument(
-        "--threshold",
+        "--threshold P[,P...]",
         type=_probabilities,
-        metavar="P[,P...]",
         help="for sigmoid and binary outputs: probability above which a pixel has a class, one for all "
         "channels or one per channel (default: 0.5)",
     )
     expert.add_argument(
-        "--output-name",
-        metavar="NAME",
-        help="output of an .onnx file that holds the classes, if it has several",
+        "--output-name NAME", help="output of an .onnx file that holds the classes, if it has several"
     )
     expert.add_argument(
-        "--opset",
+        "--opset N",
         type=integer(1),
-        metavar="N",
         help="opset of the result, 13 or later (default: 18, or the .onnx file's own)",
     )
     expert.add_argument(
@@ -214,7 +192,7 @@ def _one_or_three(text: str) -> tuple[float, float, float]:
 def _export(args: argparse.Namespace) -> int:
     kind = args.source.partition(":")[0]
     extra = _EXTRAS.get(kind, "export")
-    need("onnx", extra)
+    need(extra, "onnx")
     from ..export.onnx_import.any_network import DEFAULTS, TORCH_KINDS, export_any, export_default
 
     is_ours = kind not in TORCH_KINDS and not args.source.endswith(".onnx")
@@ -227,22 +205,20 @@ def _export(args: argparse.Namespace) -> int:
     elif is_ours:
         report = _export_checkpoint(args)
     else:
-        for module in ("onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ())):
-            need(module, extra)
+        need(extra, "onnxsim", *(("torch", "onnxscript") if kind in TORCH_KINDS else ()))
         report = export_any(args.source, args.output, _options(args), quiet=args.json)
     if args.triton:
         from ..export.triton import write_repository
 
         report["triton"] = write_repository(args.output, args.triton)
-    print(as_json(report) if args.json else _export_text(report, args.photos))
+    print(to_json(report) if args.json else _export_text(report, args.photos))
     return 0
 
 
 def _check_options(args: argparse.Namespace, is_ours: bool, is_default: bool) -> None:
     """Raise InputError for options that have no effect on this kind of source."""
-    given = [f"--{name.replace('_', '-')}" for name in _FOREIGN_ONLY if getattr(args, name) is not None]
-    if is_ours and given:
-        raise InputError(f"{', '.join(given)}: no effect on {args.source}, a network made by tfiseg")
+    if is_ours:
+        reject_options(args, _FOREIGN_ONLY, f"on {args.source}, a network made by tfiseg")
     if args.long_side is not None and not is_ours:
         raise InputError("--long-side is for networks made by tfiseg; for others, use --input-size HxW")
     if args.fp32_weights and (not is_ours or is_default):
@@ -261,8 +237,7 @@ def _check_source(source: str, known: list[str]) -> None:
 
 
 def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
-    for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "torch")
+    need("torch", "torch", "onnxscript", "onnxsim")
     from ..export.onnx_import.class_lists import read_class_names
     from ..export.semantic.export_onnx import export_semantic
     from ..export.semantic.train import LONG_SIDE_PX
@@ -283,26 +258,11 @@ def _export_checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 def _options(args: argparse.Namespace) -> Any:
     from ..export.onnx_import.any_network import ExportSettings
 
-    names = (
-        "mean",
-        "std",
-        "scale",
-        "rgb",
-        "photos",
-        "class_names",
-        "things",
-        "training_data",
-        "licence",
-        "opset",
-        "output_name",
-        "output_kind",
-        "weights",
-    )
     return ExportSettings(
         input_size_hw=args.input_size,
         random_weights=bool(args.random_weights),
         thresholds=args.threshold,
-        **{name: getattr(args, name) for name in names},
+        **{name: getattr(args, name) for name in _SETTINGS},
     )
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import InputError, SourceError
 from ..files import printable
+from ..schema import to_json
 from .archive import add_archive_options, check_archive_options, segment_archive_source
-from .common import add_verb, as_json
+from .common import add_verb
 from .parser import Example, Parser, integer, number, path, size
 from .segmenter_options import add_segmenter_options
 
@@ -23,7 +24,6 @@ _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ..
 
 
 def add_run(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "run",
@@ -39,15 +39,11 @@ def add_run(verbs: Any) -> None:
         ],
     )
     verb.set_defaults(opens_first=True)
-    verb.source.add_argument("source", metavar="SOURCE", help=_SOURCES)
-    verb.source.add_argument("--frames", type=integer(1), metavar="N", help="stop after N frames")
+    verb.source.add_argument("source SOURCE", help=_SOURCES)
+    verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames")
     _add_source_options(verb)
     verb.output.add_argument(
-        "--out",
-        type=path,
-        default=Path("tfiseg-out"),
-        metavar="DIR",
-        help="output folder (default: tfiseg-out)",
+        "--out DIR", type=path, default=Path("tfiseg-out"), help="output folder (default: tfiseg-out)"
     )
     verb.output.add_argument(
         "--format",
@@ -67,20 +63,12 @@ def add_run(verbs: Any) -> None:
 def _add_source_options(verb: Parser) -> None:
     source = verb.source
     source.add_argument(
-        "--camera-size",
-        type=size("WxH"),
-        metavar="WxH",
-        help="requested camera resolution, e.g. 1280x720",
+        "--camera-size WxH", type=size("WxH"), help="requested camera resolution, e.g. 1280x720"
     )
     source.add_argument(
-        "--camera-fps",
-        type=number(0, above=True),
-        metavar="F",
-        help="requested frames per second of a camera",
+        "--camera-fps F", type=number(0, above=True), help="requested frames per second of a camera"
     )
-    source.add_argument(
-        "--pixel-format", metavar="CCCC", help="requested FourCC of a camera, e.g. MJPG or YUYV"
-    )
+    source.add_argument("--pixel-format CCCC", help="requested FourCC of a camera, e.g. MJPG or YUYV")
     source.add_argument(
         "--policy",
         choices=("latest", "all", "every_nth"),
@@ -88,15 +76,14 @@ def _add_source_options(verb: Parser) -> None:
         "(default for live sources); all: drop none (default for files); every_nth: take each --nth",
     )
     source.add_argument(
-        "--nth", type=integer(1), default=1, metavar="N", help="with --policy every_nth: take each N-th frame"
+        "--nth N", type=integer(1), default=1, help="with --policy every_nth: take each N-th frame"
     )
 
 
 def _add_min_hits(verb: Parser, default: str) -> None:
     verb.output.add_argument(
-        "--min-hits",
+        "--min-hits N",
         type=integer(1),
-        metavar="N",
         help=f"with track IDs: report an object from its N-th detection on (default: {default})",
     )
 
@@ -163,7 +150,7 @@ def segment_source(args: argparse.Namespace) -> int:
                 tracker=tracker,
                 output_format=args.format,
             )
-    print(as_json(summary) if args.json else summary_table(summary))
+    print(to_json(summary) if args.json else summary_table(summary))
     if summary["frames"] and not summary["instances"] and args.min_score is None:
         print("no instance was found: --min-score 0 also shows uncertain ones", file=sys.stderr)
     if summary["error"] == "interrupted":
@@ -190,7 +177,6 @@ def _shared_threads(args: argparse.Namespace, source: Any) -> tuple[Any, int]:
 
 
 def add_view(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "view",
@@ -210,25 +196,19 @@ def add_view(verbs: Any) -> None:
         ],
     )
     verb.set_defaults(opens_first=True)
-    verb.source.add_argument(
-        "source", metavar="SOURCE", help=_SOURCES + "; files are played at their own frame rate"
-    )
-    verb.source.add_argument(
-        "--frames", type=integer(1), metavar="N", help="stop after N frames of the source"
-    )
+    verb.source.add_argument("source SOURCE", help=_SOURCES + "; files are played at their own frame rate")
+    verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames of the source")
     _add_source_options(verb)
     verb.output.add_argument(
-        "--serve",
+        "--serve HOST:PORT",
         nargs="?",
         const="",
-        metavar="HOST:PORT",
         help="open the web viewer instead of a window (default without a display: 127.0.0.1:8765; for other "
         "machines: 0.0.0.0:8765, with a token)",
     )
     verb.output.add_argument(
-        "--record",
+        "--record DIR",
         type=path,
-        metavar="DIR",
         help="write overlay, instances.jsonl and recording.mcap (for Foxglove) into a new folder in DIR",
     )
     verb.output.add_argument(
@@ -260,7 +240,7 @@ def _view(args: argparse.Namespace) -> int:
             max_frames=args.frames,
             log=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )
-    print(as_json(report) if args.json else _view_text(report))
+    print(to_json(report) if args.json else _view_text(report))
     for wrong in (report["error"], report["recording"]):
         if wrong:
             print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)

@@ -12,22 +12,18 @@ from typing import Any, NoReturn
 from ..errors import SourceError, did_you_mean
 from ..files import printable
 
+# the input; quality of the result; output files and reports; what few users need
 GROUPS = ("source", "quality", "output", "expert")
 _ALIGNED = 70  # maximum length of a command with its comment on the same line
 
 
 @dataclass(frozen=True)
 class Example:
-    """A command line for a verb's help.
+    """A command line for a verb's help."""
 
-    Args:
-        command: complete command, as a user types it.
-        comment: what it does.
-        needs: what the command needs besides tfiseg and its input files, e.g. "a camera"; None: nothing.
-    """
-
-    command: str
+    command: str  # complete command, as a user types it
     comment: str = ""
+    # what the command needs besides tfiseg and its input files, e.g. "a camera"; None: nothing
     needs: str | None = None
 
 
@@ -38,33 +34,27 @@ class _Formatter(argparse.HelpFormatter):
         return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
+class _Group(argparse._ArgumentGroup):
+    """A group whose arguments are written as in the help: name and value in one text, "--steps N"."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        *aliases, last = names
+        name, _, value = last.partition(" ")
+        return super().add_argument(*aliases, name, **({"metavar": value} if value else {}), **settings)
+
+
 class Parser(argparse.ArgumentParser):
     """Parser of the program or of one verb, with the same option groups everywhere: ``GROUPS``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": _Formatter, **kwargs})
         self.examples: tuple[Example, ...] = ()
-        self._by_title = {title: self.add_argument_group(title) for title in GROUPS}
+        self.source, self.quality, self.output, self.expert = map(self.add_argument_group, GROUPS)
 
-    @property
-    def source(self) -> Any:
-        """Group of options for the input."""
-        return self._by_title["source"]
-
-    @property
-    def quality(self) -> Any:
-        """Group of options for the quality of the result."""
-        return self._by_title["quality"]
-
-    @property
-    def output(self) -> Any:
-        """Group of options for output files and reports."""
-        return self._by_title["output"]
-
-    @property
-    def expert(self) -> Any:
-        """Group of options that few users need."""
-        return self._by_title["expert"]
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+        group = _Group(self, *args, **kwargs)
+        self._action_groups.append(group)
+        return group
 
     def set_examples(self, examples: Sequence[Example]) -> None:
         """Show examples at the end of the help."""
@@ -161,11 +151,9 @@ def path(text: str) -> Path:
 def existing_file(text: str) -> Path:
     """Parser type: a file that exists. Raises SourceError, so that a missing file is reported first."""
     if not Path(text).is_file():
-        is_folder = Path(text).is_dir()
+        shown = printable(text)
         raise SourceError(
-            f"{printable(text)} is a folder, not a file"
-            if is_folder
-            else f"there is no file {printable(text)}"
+            f"{shown} is a folder, not a file" if Path(text).is_dir() else f"there is no file {shown}"
         )
     return Path(text)
 

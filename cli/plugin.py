@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import InputError
-from .common import add_verb, as_json
+from ..schema import to_json
+from .common import add_verb, reject_options
 from .parser import Example, path
 
 
 def add_plugin(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "plugin",
@@ -31,21 +30,17 @@ def add_plugin(verbs: Any) -> None:
         help="build: compile it; info: show build information; path: print the library's path",
     )
     verb.expert.add_argument(
-        "--arch",
+        "--arch CC",
         action="append",
-        metavar="CC",
         help='build: compute capability, e.g. 87 or "native"; repeatable (default: 87 89 90 110 120)',
     )
     verb.output.add_argument(
-        "--output",
+        "--output FILE",
         type=path,
-        metavar="FILE",
         help="build: path of the library (default: a cache folder, where tfiseg looks for it)",
     )
     verb.expert.add_argument(
-        "--without-tensorrt",
-        action="store_true",
-        help="build: only the C API; needs no TensorRT headers",
+        "--without-tensorrt", action="store_true", help="build: only the C API; needs no TensorRT headers"
     )
     verb.expert.add_argument(
         "--autoregister",
@@ -59,22 +54,21 @@ def _plugin(args: argparse.Namespace) -> int:
     from ..plugins.plugin_build import ARCHITECTURES, build_plugin
     from ..plugins.plugin_library import autoregister_path, default_path, describe, plugin_info, plugin_path
 
-    if args.autoregister and args.what != "path":
-        raise InputError(f"--autoregister: no effect with `tfiseg plugin {args.what}`")
+    effect = f"with `tfiseg plugin {args.what}`"
+    if args.what != "path":
+        reject_options(args, ("autoregister",), effect)
     if args.what == "build":
         path = args.output or default_path()
         if args.force or args.arch or args.without_tensorrt or not path.is_file():
             build_plugin(args.arch or ARCHITECTURES, path, not args.without_tensorrt)
         info = plugin_info(path)
-        print(as_json(info) if args.json else describe(info))
+        print(to_json(info) if args.json else describe(info))
         return 0
-    for_build = ("arch", "output", "without_tensorrt", "force")
-    if without_effect := [f"--{name.replace('_', '-')}" for name in for_build if getattr(args, name)]:
-        raise InputError(f"{', '.join(without_effect)}: no effect with `tfiseg plugin {args.what}`")
+    reject_options(args, ("arch", "output", "without_tensorrt", "force"), effect)
     if args.what == "info":
         info = plugin_info()
-        print(as_json(info) if args.json else describe(info))
+        print(to_json(info) if args.json else describe(info))
     else:
         path = autoregister_path() if args.autoregister else plugin_path()
-        print(as_json({"path": str(path)}) if args.json else path)
+        print(to_json({"path": str(path)}) if args.json else path)
     return 0

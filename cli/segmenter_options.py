@@ -12,27 +12,12 @@ from typing import Any
 from ..errors import InputError
 from .parser import Parser
 
+_OPTIONS = (
+    *("model", "quality", "things", "min_score", "min_area", "refine", "split", "instance_model", "outlines"),
+    *("thorough", "max_views", "long_side", "tiles", "scales", "flip", "threads", "device", "backend"),
+)
 # option -> field of SegmenterSettings
-_FIELDS = {
-    "model": "model",
-    "quality": "quality",
-    "things": "things",
-    "min_score": "min_score",
-    "min_area": "min_area",
-    "refine": "refine",
-    "split": "split",
-    "instance_model": "instance_model",
-    "outlines": "outlines",
-    "thorough": "thorough",
-    "max_views": "max_views",
-    "long_side": "long_side_px",
-    "tiles": "tiles",
-    "scales": "scales",
-    "flip": "flip",
-    "threads": "threads",
-    "device": "device",
-    "backend": "backend",
-}
+_FIELDS = {name: name for name in _OPTIONS} | {"long_side": "long_side_px"}
 
 
 def _split(text: str) -> str | float:
@@ -64,28 +49,24 @@ def add_segmenter_options(verb: Parser) -> None:
     verb.set_defaults(segments=True)
     quality = verb.quality
     quality.add_argument(
-        "--quality",
-        metavar="{fast,balanced,best}",
+        "--quality {fast,balanced,best}",
         help="fast: by shape; balanced: by the model's instance heads, in the same pass; best: larger "
         "frames, each region refined by the instance network (default: balanced)",
     )
     quality.add_argument(
-        "--things",
+        "--things NAMES",
         type=_names,
-        metavar="NAMES",
         help="classes to segment, comma-separated (default: all countable classes)",
     )
     quality.add_argument(
-        "--min-score",
+        "--min-score P",
         type=float,
-        metavar="P",
         help="leave out instances with a lower score, 0 to 1 (default: 0.3 if the model's score is "
         "calibrated, else 0.5)",
     )
     quality.add_argument(
-        "--min-area",
+        "--min-area PX",
         type=int,
-        metavar="PX",
         help="leave out instances of fewer pixels (default: from the model, else 0.1 %% of the frame, at "
         "least 25; less with --tiles or a larger --long-side)",
     )
@@ -95,24 +76,20 @@ def add_segmenter_options(verb: Parser) -> None:
 
 def _add_expert_options(expert: Any) -> None:
     expert.add_argument(
-        "--model", metavar="M", help="model file or engine (default: the network that comes with tfiseg)"
+        "--model M", help="model file or engine (default: the network that comes with tfiseg)"
     )
     expert.add_argument(
-        "--refine",
-        metavar="{shape,frame,components}",
+        "--refine {shape,frame,components}",
         help="how to separate objects of a class; overrides --quality. shape: by the shape of the class map; "
         "frame: by the model's instance heads; components: refine each region with the instance network",
     )
     expert.add_argument(
-        "--split",
+        "--split S",
         type=_split,
-        metavar="S",
         help='"auto" or a fixed saddle / peak ratio; 0 = never split (default: from the model, else auto)',
     )
     expert.add_argument(
-        "--instance-model",
-        metavar="M",
-        help="instance network or its engine (default: the one that comes with tfiseg)",
+        "--instance-model M", help="instance network or its engine (default: the one that comes with tfiseg)"
     )
     expert.add_argument(
         "--outlines",
@@ -126,32 +103,28 @@ def _add_expert_options(expert: Any) -> None:
         "network)",
     )
     expert.add_argument(
-        "--max-views",
+        "--max-views N",
         type=int,
-        metavar="N",
         help="maximum number of regions to refine per frame (default: 64; in a GPU's graph 16)",
     )
 
 
 def _add_pass_options(expert: Any) -> None:
     expert.add_argument(
-        "--long-side",
+        "--long-side PX",
         type=int,
-        metavar="PX",
         help="longer side that the network scales frames to (default: the model's own; 640 with --quality "
         "best)",
     )
     expert.add_argument(
-        "--tiles",
+        "--tiles N",
         type=int,
-        metavar="N",
         help="for small objects in large frames: the frame and overlapping windows of 1/N of it, with class "
         "maps N times as fine (default: 1, the frame alone)",
     )
     expert.add_argument(
-        "--scales",
+        "--scales S[,S]",
         type=_scales,
-        metavar="S[,S]",
         help="average class maps over windows: 1,1.5 is the frame and windows of two thirds of it, 2 to 4 "
         "more passes",
     )
@@ -161,14 +134,12 @@ def _add_pass_options(expert: Any) -> None:
         const=True,
         help="average class maps with those of the mirrored frame: twice the passes",
     )
-    expert.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    expert.add_argument("--threads N", type=int, help="CPU threads (default: all)")
     expert.add_argument(
-        "--device", metavar="{cpu,cuda}", help="where a model in ONNX runs (default: cpu); engines need none"
+        "--device {cpu,cuda}", help="where a model in ONNX runs (default: cpu); engines need none"
     )
     expert.add_argument(
-        "--backend",
-        metavar="{onnxruntime,torch}",
-        help="what runs a model in ONNX (default: onnxruntime)",
+        "--backend {onnxruntime,torch}", help="what runs a model in ONNX (default: onnxruntime)"
     )
 
 
@@ -178,11 +149,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def segmenter_settings(args: argparse.Namespace) -> Any:
-    """Return the validated ``SegmenterSettings`` of a command line.
-
-    Raises:
-        InputError: an option is out of range or has no effect; the message names command line options.
-    """
+    """Return the validated ``SegmenterSettings``; raises InputError, which names options."""
     from ..runtime.segmenter_settings import SegmenterSettings
 
     try:

@@ -34,9 +34,6 @@ class Shutdown:
 
     Before ``start_work``, there is nothing to lose, so a signal ends the process at once. Later, the first
     signal raises KeyboardInterrupt in the main thread, which has 20 s to complete outputs.
-
-    Args:
-        verb: the verb, for messages.
     """
 
     def __init__(self, verb: str) -> None:
@@ -90,12 +87,7 @@ class Shutdown:
 
 @contextlib.contextmanager
 def handle_signals(verb: str, is_program: bool) -> Iterator[Shutdown]:
-    """Handle signals while the block runs.
-
-    Args:
-        verb: the verb, for messages.
-        is_program: the process ends after the block; otherwise signals are not handled.
-    """
+    """Handle signals while the block runs; not if ``is_program`` is false, as the process goes on."""
     shutdown = Shutdown(verb)
     if threading.current_thread() is not threading.main_thread() or not is_program:
         shutdown.start_work()
@@ -132,7 +124,6 @@ class Output(io.TextIOWrapper):
     failed: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write text."""
         try:
             return super().write(text)
         except OSError as wrong:
@@ -140,7 +131,6 @@ class Output(io.TextIOWrapper):
             raise
 
     def flush(self) -> None:
-        """Write the buffer."""
         try:
             super().flush()
         except OSError as wrong:
@@ -152,13 +142,11 @@ class ErrorOutput(io.TextIOWrapper):
     """Standard error that loses what can't be written, because no progress bar is worth a run."""
 
     def write(self, text: str) -> int:
-        """Write text."""
         with contextlib.suppress(OSError):
             return super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write the buffer."""
         with contextlib.suppress(OSError):
             super().flush()
 

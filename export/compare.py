@@ -32,7 +32,6 @@ def compare_networks(
         count, seed: size and seed of the sample.
         sheet: path of the contact sheet of the worst frames.
         threads: CPU threads; 0 = all.
-        quiet: show no progress bars.
 
     Returns:
         The report of ``Comparison.report()``, with the networks and the sheet's path.

@@ -30,22 +30,15 @@ Part = tuple[list[onnx.NodeProto], list[onnx.TensorProto]]
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Pixel format of a network's input: ``(pixel * scale - mean) / std`` in float32, or plain uint8.
+    """Pixel format of a network's input: ``(pixel * scale - mean) / std`` in float32, or plain uint8."""
 
-    Args:
-        mean, std: per channel, in the network's channel order.
-        scale: factor of pixels 0..255.
-        rgb: channel order RGB; else BGR, as in frames.
-        layout: "NCHW" or "NHWC".
-        uint8: the network accepts bytes 0..255; mean, std and scale have no effect.
-    """
-
+    # mean, std: per channel, in the network's channel order
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    scale: float = 1 / 255
-    rgb: bool = True
-    layout: Layout = "NCHW"
-    uint8: bool = False
+    scale: float = 1 / 255  # factor of pixels 0..255
+    rgb: bool = True  # channel order RGB; else BGR, as in frames
+    layout: Layout = "NCHW"  # "NCHW" or "NHWC"
+    uint8: bool = False  # the network accepts bytes 0..255; mean, std and scale have no effect
 
     def __str__(self) -> str:
         order = f"{'RGB' if self.rgb else 'BGR'} {self.layout}"

@@ -24,9 +24,7 @@ def trace(
 ) -> onnx.ModelProto:
     """Return a network as ONNX, not simplified.
 
-    Args:
-        inputs: examples.
-        dynamic_shapes: for each input, axis -> torch.export.Dim of axes of any size; None: no such axis.
+    ``dynamic_shapes``: for each input, axis -> torch.export.Dim of axes of any size; None: no such axis.
     """
     program = torch.onnx.export(
         network,

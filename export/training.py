@@ -19,14 +19,13 @@ from ..files import whole_file
 from ..runtime.networks.session import DEVICES
 from .checkpoint import read_checkpoint
 
+_WARM_UP = 100  # steps
+_MAX_DECAY = 0.998  # of the running average of the weights
 HELD_SEED = 1_000_003  # added to a recipe's seed for composites that are not trained on
 
 
 def training_device(name: str | None) -> str:
-    """Return the device to train on: "cuda" if available, unless one of ``DEVICES`` is named.
-
-    Raises:
-        InputError: the name is unknown, or there is no GPU for "cuda"."""
+    """Return the named device, or "cuda" if available; raises InputError if it is unknown or missing."""
     available = torch.cuda.is_available()
     if name is None:
         return "cuda" if available else "cpu"
@@ -44,9 +43,9 @@ def prepare(seed: int, threads: int | None = None) -> None:
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive the fork of the loader's workers
 
 
-def learning_rate(step: int, steps: int, warm_up: int = 100) -> float:
+def learning_rate(step: int, steps: int) -> float:
     """Return the learning rate as a share of its peak: linear warm-up, then a cosine down to 0.3 %."""
-    return min(1.0, (step + 1) / warm_up) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
+    return min(1.0, (step + 1) / _WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 0.003
 
 
 def print_line(text: str) -> None:
@@ -67,8 +66,6 @@ class Progress:
     Args:
         name: what is trained, e.g. "frame".
         first, steps: the first step of this run, and the number of steps of the whole training.
-        losses: a name for each part of the loss.
-        quiet: show no bar.
     """
 
     def __init__(self, name: str, first: int, steps: int, losses: Sequence[str], quiet: bool = False) -> None:
@@ -99,9 +96,9 @@ class Progress:
 
 
 @torch.no_grad()
-def update_average(average: dict[str, Tensor], network: nn.Module, step: int, longest: float = 0.998) -> None:
+def update_average(average: dict[str, Tensor], network: nn.Module, step: int) -> None:
     """Update the running average of the weights (EMA); it follows faster in early steps."""
-    decay = min(longest, (step + 1) / (step + 20))
+    decay = min(_MAX_DECAY, (step + 1) / (step + 20))
     for key, value in network.state_dict().items():
         if value.dtype.is_floating_point:
             average[key].lerp_(value, 1 - decay)
@@ -117,10 +114,7 @@ def descend(
     step: int,
     checkpoint: Path | None = None,
 ) -> list[float]:
-    """Take one optimizer step on the sum of losses, and update the running average.
-
-    Returns:
-        Values of the losses.
+    """Take one optimizer step on the sum of losses, and update the average; returns the losses.
 
     Raises:
         InputError: a loss is not finite; ``checkpoint`` keeps its last state.

@@ -259,9 +259,8 @@ def _tensor(one: Mapping[str, Any], batched: bool) -> dict[str, Any]:
         )
     dims = [-1 if isinstance(side, str) else side for side in one["shape"]][batched:]
     made = {"name": one["name"], "data_type": _TYPES[one["dtype"]], "dims": dims or [1]}
-    return (
-        made if dims else {**made, "reshape": []}
-    )  # a number per frame: Triton needs an axis, the model has none
+    # a number per frame: Triton needs an axis, the model has none
+    return made if dims else {**made, "reshape": []}
 
 
 def _config_text(
@@ -279,11 +278,8 @@ def _config_text(
         for side in ("inputs", "outputs"):
             for one in config[side]:
                 more = " reshape { shape: [] }" if "reshape" in one else ""
-                more += (
-                    f" label_filename: {_quote('labels.txt')}"
-                    if side == "outputs" and one["name"] in _LABELLED
-                    else ""
-                )
+                if side == "outputs" and one["name"] in _LABELLED:
+                    more += f" label_filename: {_quote('labels.txt')}"
                 name, kind = _quote(one["name"]), one["data_type"]
                 yield f"{side[:-1]} {{ name: {name} data_type: {kind} dims: {one['dims']}{more} }}"
         yield f"instance_group {{ count: {instances} kind: KIND_{device.upper()} }}"
@@ -315,10 +311,8 @@ def _quote(text: str) -> str:
 
 def _readme(config: Mapping[str, Any], served: _ServedModel, options: str) -> str:
     def list_tensors(side: str) -> str:
-        return (
-            "\n".join(f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side])
-            or "- those of the engine"
-        )
+        tensors = (f"- `{one['name']}` {one['data_type']} {one['dims']}" for one in config[side])
+        return "\n".join(tensors) or "- those of the engine"
 
     axis = ", of one size; the batch axis comes before the sizes" if config["max_batch_size"] else ""
     notes = [

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .native import VALUE_TYPES, check, library, usable_threads
+from .native import VALUE_TYPES, SizedStruct, c_fields, check, library, usable_threads
 from .views import VIEW_COLUMNS
 
 # probabilities below which pixels are removed and above which they are added, as in csrc/mask_refinement.h:
@@ -23,56 +23,31 @@ REMOVE_BELOW, ADD_ABOVE = 0.4, 0.6
 MAX_REFINEMENT_VIEWS = 65535
 
 
-class MaskRefinementStruct(ctypes.Structure):
+class MaskRefinementStruct(SizedStruct):
     """tfiseg_mask_refinement of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("label_map", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("max_instances", ctypes.c_int32),
-        ("max_components", ctypes.c_int32),
-        ("component_map", ctypes.c_void_p),
-        ("component_count", ctypes.c_void_p),
-        ("component_table", ctypes.c_void_p),
-        ("views", ctypes.c_void_p),
-        ("map_sides", ctypes.c_void_p),
-        ("foreground", ctypes.c_void_p),
-        ("view_count", ctypes.c_int32),
-        ("max_map_side", ctypes.c_int32),
-        ("value_type", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("refined_map", ctypes.c_void_p),
-        ("refined_count", ctypes.c_void_p),
-        ("refined_table", ctypes.c_void_p),
-        ("instance_of", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_int32, "height width"),
+        (ctypes.c_void_p, "label_map count table"),
+        (ctypes.c_int32, "max_instances max_components"),
+        (ctypes.c_void_p, "component_map component_count component_table views map_sides foreground"),
+        (ctypes.c_int32, "view_count max_map_side value_type threads"),
+        (ctypes.c_void_p, "refined_map refined_count refined_table instance_of workspace"),
+        (ctypes.c_int64, "workspace_bytes"),
+    )
 
 
 @dataclass(frozen=True)
 class PredictedMasks:
-    """The instances of a frame, and what an instance network predicts in views of their components.
+    """The instances of a frame, and what an instance network predicts in views of their components."""
 
-    Args:
-        label_map: instances, int32 (H, W), 0 = none, 1..n.
-        table: of the instances, float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        component_map: connected components of the class map, int32 (H, W), 0 = none, 1..m.
-        component_table: float32 (m, 10).
-        views: int32 (K, 5), columns ``VIEW_COLUMNS`` of views.py; component 0 = not used.
-        foregrounds: for each view, the probability that its cells belong to the component, float32 or float16
-            (q, q) in [0, 1], all of one type.
-    """
-
-    label_map: NDArray[np.int32]
-    table: NDArray[np.float32]
-    component_map: NDArray[np.int32]
-    component_table: NDArray[np.float32]
-    views: NDArray[np.int32]
+    label_map: NDArray[np.int32]  # instances, int32 (H, W), 0 = none, 1..n
+    table: NDArray[np.float32]  # of the instances, float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py
+    component_map: NDArray[np.int32]  # connected components of the class map, int32 (H, W), 0 = none, 1..m
+    component_table: NDArray[np.float32]  # float32 (m, 10)
+    views: NDArray[np.int32]  # int32 (K, 5), columns ``VIEW_COLUMNS`` of views.py; component 0 = not used
+    # for each view, the probability that its cells belong to the component, float32 or float16 (q, q) in [0,
+    # 1], all of one type
     foregrounds: Sequence[NDArray[Any]]
 
 
@@ -93,7 +68,6 @@ def refine_masks(predicted: PredictedMasks, threads: int | None = None) -> Refin
     """Add and remove pixels near the outlines of instances.
 
     Args:
-        predicted: instances, and foreground maps of views of their components.
         threads: CPU threads; default: all that the process may use.
 
     Raises:
@@ -120,7 +94,6 @@ class MaskRefinementCall:
         self._table = np.empty((max(1, instances), 10), np.float32)
         self._instance_of = np.empty(max(1, instances), np.int32)
         self.struct = MaskRefinementStruct(
-            struct_size=ctypes.sizeof(MaskRefinementStruct),
             height=label_map.shape[0],
             width=label_map.shape[1],
             label_map=label_map.ctypes.data,

@@ -12,50 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .native import check, library, usable_threads
+from .native import SizedStruct, c_fields, check, library, usable_threads
 from .views import VIEW_COLUMNS, Scene, check_scene
 
 
-class MaskViewsStruct(ctypes.Structure):
+class MaskViewsStruct(SizedStruct):
     """tfiseg_mask_views of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("frame", ctypes.c_void_p),
-        ("label_map", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("max_components", ctypes.c_int32),
-        ("known", ctypes.c_void_p),
-        ("known_count", ctypes.c_int32),
-        ("known_side", ctypes.c_int32),
-        ("view_count", ctypes.c_int32),
-        ("view_side", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("views", ctypes.c_void_p),
-        ("images", ctypes.c_void_p),
-        ("masks", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_int32, "height width"),
+        (ctypes.c_void_p, "frame label_map count table"),
+        (ctypes.c_int32, "max_components"),
+        (ctypes.c_void_p, "known"),
+        (ctypes.c_int32, "known_count known_side view_count view_side threads"),
+        (ctypes.c_void_p, "views images masks workspace"),
+        (ctypes.c_int64, "workspace_bytes"),
+    )
 
 
 @dataclass(frozen=True)
 class RenderedMaskViews:
-    """Views of the components whose masks are refined.
+    """Views of the components whose masks are refined."""
 
-    Attributes:
-        views: the L known views, each with its component (0: none), then K rendered ones, int32 (L + K, 5),
-            columns ``VIEW_COLUMNS``.
-        images: of the rendered views, uint8 (K, S, S, 3).
-        masks: of the rendered views, uint8 (K, S, S), 1 = the view's class.
-    """
-
+    # the L known views, each with its component (0: none), then K rendered ones, int32 (L + K, 5), columns
+    # ``VIEW_COLUMNS``
     views: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # of the rendered views, uint8 (K, S, S, 3)
+    masks: NDArray[np.uint8]  # of the rendered views, uint8 (K, S, S), 1 = the view's class
 
 
 def render_mask_views(
@@ -74,7 +57,6 @@ def render_mask_views(
         known_side: their side in pixels, which limits the zoom of all views.
         view_count: maximum number K of components to refine.
         view_side: side of the rendered views in pixels.
-        threads: CPU threads.
     """
     call = MaskViewsCall(scene, known, known_side, view_count, view_side, threads)
     check(library().tfiseg_cut_mask_views_cpu(ctypes.byref(call.struct)))
@@ -103,7 +85,6 @@ class MaskViewsCall:
         count = np.array([len(scene.table)], np.int32)
         self._kept = (scene, known, count)
         self.struct = MaskViewsStruct(
-            struct_size=ctypes.sizeof(MaskViewsStruct),
             height=scene.label_map.shape[0],
             width=scene.label_map.shape[1],
             frame=scene.frame.ctypes.data,

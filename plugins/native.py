@@ -26,59 +26,45 @@ _KEPT_BYTES = 64 << 20
 _local = threading.local()
 
 
-class ProblemStruct(ctypes.Structure):
+class SizedStruct(ctypes.Structure):
+    """A structure of csrc/tfiseg.h; its first field states its size."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(struct_size=ctypes.sizeof(self), **values)
+
+
+def c_fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
+    """Return the fields of a ``SizedStruct`` from types, each with the names of consecutive fields."""
+    sized = [(name, kind) for kind, names in groups for name in names.split()]
+    return [("struct_size", ctypes.c_uint32), *sized]
+
+
+class ProblemStruct(SizedStruct):
     """tfiseg_problem of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("batch", ctypes.c_int32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("out_height", ctypes.c_int32),
-        ("out_width", ctypes.c_int32),
-        ("class_map", ctypes.c_void_p),
-        ("logits", ctypes.c_void_p),
-        ("classes", ctypes.c_int32),
-        ("value_type", ctypes.c_int32),
-        ("displacement", ctypes.c_void_p),
-        ("boundary", ctypes.c_void_p),
-        ("affinity", ctypes.c_void_p),
-        ("affinity_offsets_yx", ctypes.c_void_p),
-        ("affinity_channels", ctypes.c_int32),
-        ("affinity_stride", ctypes.c_int32),
-        ("boundary_stride", ctypes.c_int32),
-        ("scores", ctypes.c_void_p),
-        ("things", ctypes.c_void_p),
-        ("split", ctypes.c_void_p),
-        ("merge_affinity", ctypes.c_double),
-        ("centre_radius", ctypes.c_double),
-        ("min_area", ctypes.c_int32),
-        ("max_instances", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("evidence_hidden", ctypes.c_int32),
-        ("evidence_rule", ctypes.c_void_p),
-        ("sharpen", ctypes.c_int32),
-        ("part_hidden", ctypes.c_int32),
-        ("part_rule", ctypes.c_void_p),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_int32, "batch height width out_height out_width"),
+        (ctypes.c_void_p, "class_map logits"),
+        (ctypes.c_int32, "classes value_type"),
+        (ctypes.c_void_p, "displacement boundary affinity affinity_offsets_yx"),
+        (ctypes.c_int32, "affinity_channels affinity_stride boundary_stride"),
+        (ctypes.c_void_p, "scores things split"),
+        (ctypes.c_double, "merge_affinity centre_radius"),
+        (ctypes.c_int32, "min_area max_instances threads evidence_hidden"),
+        (ctypes.c_void_p, "evidence_rule"),
+        (ctypes.c_int32, "sharpen part_hidden"),
+        (ctypes.c_void_p, "part_rule"),
+    )
 
 
-class ResultStruct(ctypes.Structure):
+class ResultStruct(SizedStruct):
     """tfiseg_result of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("label_map", ctypes.c_void_p),
-        ("semantic_map", ctypes.c_void_p),
-        ("semantic_map_32", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("regions", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-        ("cluster_ms", ctypes.c_double),
-        ("upsample_ms", ctypes.c_double),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_void_p, "label_map semantic_map semantic_map_32 count regions table workspace"),
+        (ctypes.c_int64, "workspace_bytes"),
+        (ctypes.c_double, "cluster_ms upsample_ms"),
+    )
 
 
 def library_path() -> Path:
@@ -102,11 +88,7 @@ def library() -> ctypes.CDLL:
 
 
 def load_library(path: Path, build_command: str) -> ctypes.CDLL:
-    """Load a library with tfiseg's C API.
-
-    Raises:
-        TfisegError: it has another API version, or lacks functions; the message names ``build_command``.
-    """
+    """Load a library with tfiseg's C API; raises TfisegError if it is of another version."""
     loaded = ctypes.CDLL(str(path))
     loaded.tfiseg_status_string.restype = ctypes.c_char_p
     version = loaded.tfiseg_api_version()
@@ -145,7 +127,7 @@ def _pointer(array: NDArray[Any]) -> ctypes.c_void_p:
 
 @dataclass(frozen=True)
 class MapAddresses:
-    """Addresses and layout of the maps of a batch, in host memory or on the GPU.
+    """Addresses and layout of the maps of a batch, in host memory or on the GPU, as in ``ProblemStruct``.
 
     Addresses of missing maps are None; see ``Problem`` for shapes. ``value_type`` is 0 for float32, 1 for
     float16 (tfiseg_value_type); ``classes`` and ``affinity_channels`` are those of logits and affinity.
@@ -169,25 +151,15 @@ class MapAddresses:
 
 def fill_struct(maps: MapAddresses, settings: ClusterSettings, threads: int = 1) -> ProblemStruct:
     """Return the C API's structure, which points into the settings' arrays and the maps: keep them alive."""
+    given = dict(vars(maps))
+    (height, width), (out_height, out_width) = given.pop("grid_hw"), given.pop("out_hw")
     return ProblemStruct(
-        struct_size=ctypes.sizeof(ProblemStruct),
-        batch=maps.batch,
-        height=maps.grid_hw[0],
-        width=maps.grid_hw[1],
-        out_height=maps.out_hw[0],
-        out_width=maps.out_hw[1],
-        class_map=maps.class_map,
-        logits=maps.logits,
-        classes=maps.classes,
-        value_type=maps.value_type,
-        displacement=maps.displacement,
-        boundary=maps.boundary,
-        affinity=maps.affinity,
+        **given,
+        height=height,
+        width=width,
+        out_height=out_height,
+        out_width=out_width,
         affinity_offsets_yx=_address(settings.affinity_offsets),
-        affinity_channels=maps.affinity_channels,
-        affinity_stride=maps.affinity_stride,
-        boundary_stride=maps.boundary_stride,
-        scores=maps.scores,
         things=_address(settings.thing_flags),
         split=_address(settings.split_table),
         merge_affinity=settings.merge_affinity,
@@ -224,7 +196,6 @@ def problem_struct(problem: Problem, threads: int = 1) -> ProblemStruct:
 
 
 def _hidden_units(rule: NDArray[np.float32] | None) -> int:
-    """Return the number of hidden units of a rule."""
     return 0 if rule is None else len(rule) // (len(EVIDENCE_FEATURES) + 2)
 
 
@@ -256,7 +227,6 @@ class NativeCall:
             int(library().tfiseg_workspace_size(ctypes.byref(self._struct), ON_CPU))
         )
         self._out = ResultStruct(
-            ctypes.sizeof(ResultStruct),
             label_map=_address(self._label_map),
             semantic_map=_address(self._semantic_map),
             count=_address(self._count),
@@ -314,25 +284,17 @@ def fit_frame(frame: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.
 
 
 def region_counts(masks: NDArray[np.uint8], threads: int | None = None) -> NDArray[np.int32]:
-    """Count the regions of masks before any merge; a mask of one region has no neck.
+    """Count the regions of masks before any merge, int32 (K,); a mask of one region has no neck.
 
     Args:
         masks: uint8 (K, h, w), 0/1.
-        threads: CPU threads.
-
-    Returns:
-        int32 (K,).
     """
     problem = problem_of(masks, max_instances=1)
     return cluster_native(problem, threads).regions
 
 
 def region_graph(problem: Problem) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the region graph of a problem's first map, see tfiseg.h.
-
-    Returns:
-        Region map int32 (h, w), regions int64 (n, 8), edges int64 (m, 7).
-    """
+    """Return region map int32 (h, w), regions int64 (n, 8) and edges int64 (m, 7), see tfiseg.h."""
     h, w = problem.grid_hw
     region_map = np.empty((h, w), np.int32)
     counts = np.zeros(2, np.int64)

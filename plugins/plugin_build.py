@@ -172,11 +172,7 @@ def find_nvcc() -> Path:
 
 
 def find_tensorrt_headers() -> Path:
-    """Return the folder of NvInferRuntime.h, from TENSORRT_ROOT, the system or PyPI's kernel-lens.
-
-    Raises:
-        MissingDependencyError: there is none.
-    """
+    """Return the folder of NvInferRuntime.h, from TENSORRT_ROOT, the system or PyPI's kernel-lens."""
     root = os.environ.get("TENSORRT_ROOT")
     candidates = [Path(root) / "include"] if root else []
     candidates += [

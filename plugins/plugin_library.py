@@ -57,11 +57,7 @@ def default_path() -> Path:
 
 
 def plugin_path() -> Path:
-    """Return the path of the built library, from the variable TFISEG_PLUGIN or `tfiseg plugin build`.
-
-    Raises:
-        TfisegError: it is not built.
-    """
+    """Return the path of the built library, by the variable TFISEG_PLUGIN if set; raises TfisegError."""
     named = os.environ.get(PATH_VARIABLE)
     path = Path(named) if named else default_path()
     if path.is_file():
@@ -90,11 +86,7 @@ def autoregister_path() -> Path:
 
 
 def plugin_info(path: Path | None = None) -> dict[str, Any]:
-    """Return sha256, size and build information of a library (default: the one in use).
-
-    Raises:
-        TfisegError: it is not built, or its build information is damaged.
-    """
+    """Return sha256, size and build information of a library (default: the one in use)."""
     path = path or plugin_path()
     content = path.read_bytes()
     info: dict[str, Any] = {
@@ -126,15 +118,16 @@ def describe(info: dict[str, Any]) -> str:
     ]
     if "nvcc" in info:
         headers = info["tensorrt_headers"]
+        kind = (
+            f"TensorRT plugin, headers {headers}"
+            if headers
+            else "C API only: built without TensorRT's headers"
+        )
         lines.append(
             f"  for compute capabilities {', '.join(info['architectures'])}; nvcc {info['nvcc']}; "
             f"{info['machine']}"
         )
-        lines.append(
-            f"  TensorRT plugin, headers {headers}"
-            if headers
-            else "  C API only: built without TensorRT's headers"
-        )
+        lines.append(f"  {kind}")
         kernels = info["kernels"]
         registers = max((k["registers"] for k in kernels), default=0)
         spilling = sum(1 for k in kernels if k["spill_bytes"])
@@ -167,13 +160,10 @@ def load_plugin(tensorrt: Any = None) -> Path:
     """
     module = tensorrt if tensorrt is not None else _tensorrt()
     registry = module.get_plugin_registry()
-    path = (
-        plugin_path()
-        if not is_registered(registry)
-        else Path(os.environ.get(PATH_VARIABLE) or default_path())
-    )
-    if not is_registered(registry):
-        registry.load_library(str(path))
+    if is_registered(registry):
+        return Path(os.environ.get(PATH_VARIABLE) or default_path())
+    path = plugin_path()
+    registry.load_library(str(path))
     if not is_registered(registry):
         expected = f"{PLUGIN_NAMESPACE}::{PLUGIN_NAME} version {PLUGIN_VERSION}"
         raise TfisegError(

@@ -20,30 +20,23 @@ BOUNDARY_THRESHOLD = 0.5  # grid pixels with a higher probability are on a bound
 
 @dataclass(frozen=True)
 class Problem:
-    """A batch to cluster, with checked C-contiguous arrays.
+    """A batch to cluster, with checked C-contiguous arrays."""
 
-    Args:
-        class_map: uint8 (N, h, w), 0 = background, 255 = ignore; or None with logits.
-        logits: float32 (N, C, h, w); or None with class_map.
-        out_hw: size of the label map.
-        settings: clustering settings, without rules for maps that are None.
-        displacement: float32 (N, 2, h, w), (dy, dx) in grid pixels; None: computed from the class map.
-        boundary: float32 (N, ceil(h / boundary_stride), ceil(w / boundary_stride)) in [0, 1], or None.
-        affinity: float32 (N, A, ceil(h / stride), ceil(w / stride)) in [0, 1], or None.
-        affinity_stride, boundary_stride: grid pixels per cell.
-        scores: float32 (N, h, w) in [0, 1], or None.
-    """
-
-    class_map: NDArray[np.uint8] | None
-    logits: NDArray[np.float32] | None
-    out_hw: tuple[int, int]
+    class_map: NDArray[np.uint8] | None  # uint8 (N, h, w), 0 = background, 255 = ignore; or None with logits
+    logits: NDArray[np.float32] | None  # float32 (N, C, h, w); or None with class_map
+    out_hw: tuple[int, int]  # size of the label map
+    # clustering settings, without rules for maps that are None
     settings: ClusterSettings = field(default_factory=ClusterSettings)
+    # float32 (N, 2, h, w), (dy, dx) in grid pixels; None: computed from the class map
     displacement: NDArray[np.float32] | None = None
+    # float32 (N, ceil(h / boundary_stride), ceil(w / boundary_stride)) in [0, 1], or None
     boundary: NDArray[np.float32] | None = None
+    # float32 (N, A, ceil(h / stride), ceil(w / stride)) in [0, 1], or None
     affinity: NDArray[np.float32] | None = None
+    # affinity_stride, boundary_stride: grid pixels per cell
     affinity_stride: int = 1
     boundary_stride: int = 1
-    scores: NDArray[np.float32] | None = None
+    scores: NDArray[np.float32] | None = None  # float32 (N, h, w) in [0, 1], or None
 
     def with_settings(self, **changes: Any) -> Problem:
         """Return the same maps with other settings."""
@@ -115,21 +108,14 @@ def map_strides(shapes: Mapping[str, tuple[int, ...]], offset_count: int) -> dic
 
 @dataclass(frozen=True)
 class Clustering:
-    """Output of the operator.
+    """Output of the operator."""
 
-    Attributes:
-        label_map: int32 (N, H, W), 0 = none.
-        semantic_map: uint8 (N, H, W).
-        count: number of instances, int32 (N,).
-        table: float32 (N, max count, 10), columns ``TABLE_COLUMNS``.
-        regions: number of regions before any merge, int32 (N,).
-        cluster_ms, upsample_ms: times in milliseconds.
-    """
-
-    label_map: NDArray[np.int32]
-    semantic_map: NDArray[np.uint8]
-    count: NDArray[np.int32]
-    table: NDArray[np.float32]
+    label_map: NDArray[np.int32]  # int32 (N, H, W), 0 = none
+    semantic_map: NDArray[np.uint8]  # uint8 (N, H, W)
+    count: NDArray[np.int32]  # number of instances, int32 (N,)
+    table: NDArray[np.float32]  # float32 (N, max count, 10), columns ``TABLE_COLUMNS``
+    # number of regions before any merge, int32 (N,)
     regions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    # cluster_ms, upsample_ms: times in milliseconds
     cluster_ms: float = 0.0
     upsample_ms: float = 0.0

@@ -103,7 +103,6 @@ def _spread_labels(
         label: labels, 0 = none.
         kind: labels do not spread to pixels of another kind.
         free: pixels that take a new label.
-        boundary: probability of a boundary.
         order: rank of each label; at equal distance, the lower rank wins.
         steps: number of steps; default: until nothing changes.
 
@@ -175,11 +174,7 @@ def _number_instances(label: NDArray[np.int64], min_area: int, max_instances: in
 def grid_positions(
     size: int, out_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-    """Return the grid positions of output pixels with half-pixel centers.
-
-    Returns:
-        Lower and upper grid pixel, weight of the upper one, and the nearer of the two.
-    """
+    """Return lower and upper grid pixel of output pixels, weight of the upper one, and the nearest one."""
     p = (np.arange(out_size, dtype=np.float32) + np.float32(0.5)) * np.float32(
         np.float32(size) / np.float32(out_size)
     ) - np.float32(0.5)

@@ -59,11 +59,7 @@ def region_rows(
 def _edge_rows(
     a: NDArray[np.int64], b: NDArray[np.int64], values: NDArray[np.int64]
 ) -> tuple[Edges, NDArray[np.int64]]:
-    """Sum the values of each pair of regions (saddles: maximum).
-
-    Returns:
-        Edges (m, 7), sorted by pair, and the edge of each row of ``values``.
-    """
+    """Sum the values of each pair (saddles: maximum): edges (m, 7), sorted; the edge of each row."""
     pairs, index = np.unique(np.minimum(a, b) << 32 | np.maximum(a, b), return_inverse=True)
     rows = np.zeros((len(pairs), 7), np.int64)
     rows[:, 0], rows[:, 1] = pairs >> 32, pairs & 0xFFFFFFFF
@@ -75,11 +71,7 @@ def _edge_rows(
 
 @cache
 def neck_rule() -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], np.float32]:
-    """Read the split rule's weights in csrc/neck_rule.h.
-
-    Returns:
-        Hidden weights (n, 13), hidden biases (n,), output weights (n,), output bias.
-    """
+    """Read csrc/neck_rule.h: weights (n, 13) and biases (n,) of hidden units, output weights (n,), bias."""
     text = (Path(__file__).parent / "csrc" / "neck_rule.h").read_text()
 
     def numbers(name: str) -> NDArray[np.float32]:
@@ -230,8 +222,6 @@ def merge_regions(
     """Cluster the countable pixels of one map into unions of regions.
 
     Args:
-        problem: the batch.
-        index: index of the map.
         cls: countable class of each pixel, (h, w), 0 = none.
         piece: (h, w); regions of different pieces do not merge; default: all may merge.
 

@@ -34,10 +34,6 @@ AFFINITY_OFFSETS = _NEAR + _FAR
 Split = str | float | Mapping[int, float]
 
 
-def _default_offsets() -> NDArray[np.int32]:
-    return np.array(AFFINITY_OFFSETS, np.int32)
-
-
 @dataclass(frozen=True, eq=False)
 class ClusterSettings:
     """Settings of the clustering operator. They are validated; arrays may be given as lists.
@@ -67,7 +63,7 @@ class ClusterSettings:
     split: Split = "auto"
     min_area: int = MIN_AREA_PX
     max_instances: int = MAX_INSTANCES
-    affinity_offsets: NDArray[np.int32] = field(default_factory=_default_offsets)
+    affinity_offsets: NDArray[np.int32] = field(default_factory=lambda: np.array(AFFINITY_OFFSETS, np.int32))
     merge_affinity: float = MERGE_AFFINITY
     merge_rule: NDArray[np.float32] | None = None
     part_rule: NDArray[np.float32] | None = None
@@ -117,11 +113,7 @@ class ClusterSettings:
         return (*numbers, *(array.tobytes() for array in arrays), *rules)
 
     def for_maps(self, affinity: bool, boundary: bool) -> ClusterSettings:
-        """Return the settings without rules for missing maps.
-
-        Args:
-            affinity, boundary: whether there is such a map.
-        """
+        """Return the settings without rules for missing maps."""
         return replace(
             self,
             merge_rule=self.merge_rule if affinity else None,

@@ -13,88 +13,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .native import check, library, usable_threads
+from .native import SizedStruct, c_fields, check, library, usable_threads
 
 VIEW_COLUMNS = ("x", "y", "side", "class", "component")
 CANDIDATES_PER_VIEW = 16  # number of components to check for convexity, for each view
 
 
-class ViewsStruct(ctypes.Structure):
+class ViewsStruct(SizedStruct):
     """tfiseg_views of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("height", ctypes.c_int32),
-        ("width", ctypes.c_int32),
-        ("frame", ctypes.c_void_p),
-        ("label_map", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("max_components", ctypes.c_int32),
-        ("wanted", ctypes.c_void_p),
-        ("view_count", ctypes.c_int32),
-        ("view_side", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-        ("views", ctypes.c_void_p),
-        ("images", ctypes.c_void_p),
-        ("masks", ctypes.c_void_p),
-        ("own", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("workspace_bytes", ctypes.c_int64),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_int32, "height width"),
+        (ctypes.c_void_p, "frame label_map count table"),
+        (ctypes.c_int32, "max_components"),
+        (ctypes.c_void_p, "wanted"),
+        (ctypes.c_int32, "view_count view_side threads"),
+        (ctypes.c_void_p, "views images masks own workspace"),
+        (ctypes.c_int64, "workspace_bytes"),
+    )
 
 
-class PiecesStruct(ctypes.Structure):
+class PiecesStruct(SizedStruct):
     """tfiseg_pieces of csrc/tfiseg.h."""
 
-    _fields_ = [
-        ("struct_size", ctypes.c_uint32),
-        ("max_parts", ctypes.c_int32),
-        ("least_regions", ctypes.c_int32),
-        ("labels", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("regions", ctypes.c_void_p),
-        ("tables", ctypes.c_void_p),
-        ("label_map", ctypes.c_void_p),
-        ("count", ctypes.c_void_p),
-        ("table", ctypes.c_void_p),
-        ("component_of", ctypes.c_void_p),
-    ]
+    _fields_ = c_fields(
+        (ctypes.c_int32, "max_parts least_regions"),
+        (ctypes.c_void_p, "labels counts regions tables label_map count table component_of"),
+    )
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame and the components of its class map.
+    """A frame and the components of its class map."""
 
-    Args:
-        frame: uint8 (H, W, 3) BGR.
-        label_map: int32 (H, W), 0 = none, 1..n.
-        table: float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py.
-        thing_flags: uint8 (256,), 1 for classes to refine; components of other classes are skipped.
-    """
-
-    frame: NDArray[np.uint8]
-    label_map: NDArray[np.int32]
-    table: NDArray[np.float32]
+    frame: NDArray[np.uint8]  # uint8 (H, W, 3) BGR
+    label_map: NDArray[np.int32]  # int32 (H, W), 0 = none, 1..n
+    table: NDArray[np.float32]  # float32 (n, 10), columns ``TABLE_COLUMNS`` of problem.py
+    # uint8 (256,), 1 for classes to refine; components of other classes are skipped
     thing_flags: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """K views of side S.
+    """K views of side S."""
 
-    Attributes:
-        views: int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class (0 = no
-            view), and component (0 = all components of the class).
-        images: uint8 (K, S, S, 3).
-        masks: uint8 (K, S, S), 1 = the view's class.
-        own: uint8 (K, S, S), 1 = the view's component.
-    """
-
+    # int32 (K, 5), columns ``VIEW_COLUMNS``: corner and side in pixels of the frame, class (0 = no view), and
+    # component (0 = all components of the class)
     views: NDArray[np.int32]
-    images: NDArray[np.uint8]
-    masks: NDArray[np.uint8]
-    own: NDArray[np.uint8]
+    images: NDArray[np.uint8]  # uint8 (K, S, S, 3)
+    masks: NDArray[np.uint8]  # uint8 (K, S, S), 1 = the view's class
+    own: NDArray[np.uint8]  # uint8 (K, S, S), 1 = the view's component
 
 
 @dataclass(frozen=True)
@@ -127,10 +95,8 @@ def render_views(scene: Scene, view_count: int, view_side: int, threads: int | N
     """Render informative views: of components, the largest first, then of classes with several components.
 
     Args:
-        scene: the frame and its components.
         view_count: maximum number of views.
         view_side: side of views in pixels.
-        threads: CPU threads.
     """
     call = ViewsCall(scene, view_count, view_side, threads)
     check(library().tfiseg_cut_views_cpu(ctypes.byref(call.struct)))
@@ -148,9 +114,7 @@ def place_instances(
 
     Args:
         scene, rendered: the frame and its views.
-        found: the operator's result for these views.
         min_regions: components with fewer regions are not split.
-        threads: CPU threads.
     """
     count, side = rendered.own.shape[:2]
     call = ViewsCall(scene, count, side, threads, rendered, found.tables.shape[1])
@@ -180,7 +144,6 @@ class ViewsCall:
         count = np.array([len(scene.table)], np.int32)
         self._kept = (scene, count)
         self.struct = ViewsStruct(
-            struct_size=ctypes.sizeof(ViewsStruct),
             height=scene.label_map.shape[0],
             width=scene.label_map.shape[1],
             frame=scene.frame.ctypes.data,
@@ -198,10 +161,8 @@ class ViewsCall:
             own=rendered.own.ctypes.data,
         )
         self._workspace = np.empty(views_workspace_bytes(self.struct, max_parts), np.uint8)
-        self.struct.workspace, self.struct.workspace_bytes = (
-            self._workspace.ctypes.data,
-            self._workspace.nbytes,
-        )
+        self.struct.workspace = self._workspace.ctypes.data
+        self.struct.workspace_bytes = self._workspace.nbytes
 
 
 def check_scene(scene: Scene) -> None:
@@ -233,7 +194,6 @@ class PlacementCall:
         self._component_of = np.empty(limit, np.int32)
         self._kept = found
         self.struct = PiecesStruct(
-            struct_size=ctypes.sizeof(PiecesStruct),
             max_parts=max_parts,
             least_regions=min_regions,
             labels=found.labels.ctypes.data,

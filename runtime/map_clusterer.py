@@ -34,8 +34,6 @@ def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) 
 
     Args:
         size_hw: of the frame, in pixels.
-        info: metadata of the network.
-        tiles: factor by which the class map is finer.
     """
     finer = tiles * info.extra.get("long_side_px", _AT_LONG_SIDE_PX) / _AT_LONG_SIDE_PX
     return max(MIN_AREA_PX, round(_MIN_AREA_SHARE * size_hw[0] * size_hw[1] / finer**2))
@@ -43,17 +41,11 @@ def default_min_area(size_hw: tuple[int, int], info: ModelInfo, tiles: int = 1) 
 
 @dataclass(frozen=True)
 class Margins:
-    """Margins by which the thresholds of instances are lowered (or raised, if negative).
+    """Margins by which the thresholds of instances are lowered (or raised, if negative)."""
 
-    Attributes:
-        score: subtracted from the minimum score.
-        area: divides the minimum area; below 1, it raises it.
-        log_odds: added to the log-odds of the merge rule and the second-pass rule.
-    """
-
-    score: float = 0.0
-    area: float = 1.0
-    log_odds: float = 0.0
+    score: float = 0.0  # subtracted from the minimum score
+    area: float = 1.0  # divides the minimum area; below 1, it raises it
+    log_odds: float = 0.0  # added to the log-odds of the merge rule and the second-pass rule
 
     def shifted(self, settings: ClusterSettings) -> ClusterSettings:
         """Return clustering settings with these margins."""
@@ -155,11 +147,9 @@ class MapClusterer:
     @property
     def clustered_classes(self) -> tuple[int, ...]:
         """Classes to cluster; a score calibration compares areas of all countable ones."""
-        return (
-            self.things
-            if self.score_rule is None
-            else tuple(sorted({*self.things, *self.session.info.things}))
-        )
+        if self.score_rule is None:
+            return self.things
+        return tuple(sorted({*self.things, *self.session.info.things}))
 
     def components_of(self, logits: NDArray[np.float32], size_hw: tuple[int, int]) -> Instances:
         """Return all connected components of a frame's class map, also small ones.
@@ -192,7 +182,6 @@ class MapClusterer:
             size_hw: of the frame, in pixels.
             calibrated: convert scores to probabilities, if the model has a score calibration.
             largest_excluded_area_px: see ``object_probability``.
-            margins: by which thresholds are lowered.
         """
         found = found.select(found.area >= margins.smaller(self._frame_min_area(size_hw)))
         min_score = self.min_score
@@ -239,9 +228,7 @@ class MapClusterer:
         Args:
             maps: output name -> float32 (1, channels, h, w), as ``session.infer`` returns them.
             frame_size_hw: of the frame, in pixels.
-            split: overrides the segmenter's own.
             calibrated: see ``filter_instances``.
-            margins: by which thresholds are lowered.
         """
         if self.refine != "frame":  # engines always return their heads' maps
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}

@@ -53,14 +53,7 @@ def check_split(settings: SegmenterSettings, refine: str) -> None:
 def check_built_in_operator(
     settings: SegmenterSettings, operator: BuiltInOperator, things: Iterable[int], path: Path
 ) -> None:
-    """Raise InputError for options that the operator inside an engine can't serve.
-
-    Args:
-        settings: the options.
-        operator: what it was built to do.
-        things: ids of the classes that are asked for.
-        path: of the engine.
-    """
+    """Raise InputError for options or ``things`` that the operator in an engine can't serve."""
     inside = f"the operator inside {path}"
     if settings.wanted_refine == "shape" and operator.heads:
         raise InputError(f"{inside} uses instance heads, not shape alone: {_WITHOUT}")

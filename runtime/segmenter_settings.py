@@ -22,11 +22,7 @@ _REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
 
 @dataclass(frozen=True)
 class SegmenterSettings:
-    """Validated options of a ``Segmenter``, which documents them.
-
-    Raises:
-        InputError: a value is out of range, or an option has no effect with the others.
-    """
+    """Options of a ``Segmenter``, which documents them; raises InputError."""
 
     model: str | Path | None = None
     quality: str = "balanced"

@@ -34,16 +34,12 @@ def with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
     graph.initializer.extend(
         numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()
     )
+    node, part = helper.make_node, ["pre.frame_shape", "pre.batch_start", "pre.batch_end"]
     graph.node.extend(
         [
-            helper.make_node("Shape", ["frame"], ["pre.frame_shape"], name="pre.frame_shape"),
-            helper.make_node(
-                "Slice",
-                ["pre.frame_shape", "pre.batch_start", "pre.batch_end"],
-                ["pre.batch"],
-                name="pre.batch",
-            ),
-            helper.make_node("Concat", ["pre.batch", "pre.three_channels"], [_SIZES], name=_SIZES, axis=0),
+            node("Shape", ["frame"], ["pre.frame_shape"], name="pre.frame_shape"),
+            node("Slice", part, ["pre.batch"], name="pre.batch"),
+            node("Concat", ["pre.batch", "pre.three_channels"], [_SIZES], name=_SIZES, axis=0),
         ]
     )
     _free_resizes(result)
@@ -65,13 +61,8 @@ def _free_resizes(model: onnx.ModelProto) -> None:
     graph.initializer.extend(
         numpy_helper.from_array(np.array(value, np.int64), name) for name, value in bounds.items()
     )
-    for k, node in enumerate(
-        [
-            n
-            for n in graph.node
-            if n.op_type == "Resize" and len(n.input) > 3 and not n.output[0].startswith("pre.")
-        ]
-    ):
+    resizes = [n for n in graph.node if n.op_type == "Resize" and len(n.input) > 3]
+    for k, node in enumerate(n for n in resizes if not n.output[0].startswith("pre.")):
         sides, sizes = f"pre.sides_{k}", f"pre.sizes_{k}"
         graph.node.extend(
             [
@@ -108,12 +99,8 @@ def _check(single: onnx.ModelProto, batched: onnx.ModelProto, batch: int) -> Non
         together = session(batched).run(None, {name: frames})[0]
     except Exception as wrong:  # onnxruntime's errors share no base class
         raise ModelError(f"the network can't take {batch} frames at once: {wrong}") from wrong
-    worst = (
-        float(np.abs(together.astype(np.float32) - expected.astype(np.float32)).max())
-        if together.shape == expected.shape
-        else np.inf
-    )
-    if worst > 0.05 * float(np.abs(expected).max()):
+    largest = 0.05 * float(np.abs(expected).max())
+    if together.shape != expected.shape or np.abs(together.astype(np.float32) - expected).max() > largest:
         raise ModelError(
             f"the network's result for a batch of {batch} frames differs from single frames. Build it with "
             f"--batch 1"

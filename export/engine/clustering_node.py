@@ -112,10 +112,7 @@ def _attributes(
 
 
 def strip_clustering(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the network as it was before ``graft_clustering``, byte for byte.
-
-    Raises:
-        InputError: the network has no clustering node."""
+    """Return the network as it was before ``graft_clustering``; raises InputError if it has no node."""
     kept = next((p for p in model.metadata_props if p.key == _METADATA), None)
     nodes = [n for n in model.graph.node if n.domain == DOMAIN]
     if kept is None or not nodes:

@@ -122,10 +122,7 @@ def build_instance_engine(
 def _gate(
     model: onnx.ModelProto, lowered: onnx.ModelProto, settings: PrecisionSettings, quiet: bool
 ) -> dict[str, Any]:
-    """Compare the converted network with float32 on the views of real frames.
-
-    Raises:
-        GateError: they differ too much."""
+    """Compare the converted network with float32 on views of real frames; raises GateError."""
     if not settings.gate:
         return {"skipped": "--no-gate"}
     if settings.frames is None:
@@ -137,11 +134,8 @@ def _gate(
         for name, network in (("fp32", model), ("lowered", lowered)):
             onnx.save(network, Path(folder, f"{name}.onnx"))
             sessions.append(open_instance_session(Path(folder, f"{name}.onnx")))
-        for image in tqdm(
-            sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet),
-            desc="gate",
-            disable=quiet,
-        ):
+        sample = sample_frames(settings.frames, settings.gate_frames, settings.seed, quiet)
+        for image in tqdm(sample, desc="gate", disable=quiet):
             components = segmenter.by_shape(image, 0.0)
             planned, rendered = plan_and_render_views(image, components, sessions[0].view_px)
             if not planned:

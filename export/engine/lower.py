@@ -33,34 +33,24 @@ _RANGE_FRAMES, _RANKING_FRAMES = 8, 12
 
 @dataclass(frozen=True)
 class PrecisionSettings:
-    """Precision of a network, and the frames to measure it on.
+    """Precision of a network, and the frames to measure it on."""
 
-    Args:
-        precision: one of ``PRECISIONS``.
-        frames: source of real frames; see ``open_source``.
-        calibration_frames, gate_frames: maximum number of frames for calibration and for the gate.
-        method: how ranges of activations are found; see ``calibration.ranges``.
-        cache: calibration cache.
-        keep: layers to keep in high precision: names or patterns.
-        auto_exclude: maximum number of further layers to keep in high precision until the gate passes;
-            default: half of the layers with a gate, else 0.
-        label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A
-            quality below the default also lowers the threshold for scores.
-        gate: compare with float32.
-        seed: random seed of the sample of frames.
-    """
-
-    precision: str = "fp16"
-    frames: str | None = None
+    precision: str = "fp16"  # one of ``PRECISIONS``
+    frames: str | None = None  # source of real frames; see ``open_source``
+    # calibration_frames, gate_frames: maximum number of frames for calibration and for the gate
     calibration_frames: int = 128
     gate_frames: int = 128
-    method: str = "minmax"
+    method: str = "minmax"  # how ranges of activations are found; see ``calibration.ranges``
     cache: Path | None = None
-    keep: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()  # layers to keep in high precision: names or patterns
+    # maximum number of further layers to keep in high precision until the gate passes; default: half of the
+    # layers with a gate, else 0
     auto_exclude: int | None = None
+    # label_agreement, quality: absolute thresholds of the gate; default: see ``calibration.gate``. A quality
+    # below the default also lowers the threshold for scores.
     label_agreement: float | None = None
     quality: float | None = None
-    gate: bool = True
+    gate: bool = True  # compare with float32
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,10 +110,7 @@ def lower(
 
     Args:
         model: float32 network in tfiseg's format.
-        settings: the precision, frames and thresholds.
         for_cpu: int8 for ONNX Runtime's CPU kernels; else for TensorRT, with the other layers in float16.
-        sheet: path of a contact sheet of the worst frames.
-        quiet: show no progress bars.
 
     Returns:
         The network; ``gate["passed"]`` states whether it is accurate enough.
@@ -136,7 +123,7 @@ def lower(
     model = Network(model).model
     if settings.precision == "fp32":
         return LoweredNetwork(model)
-    kept = _kept_layers(model, settings)
+    kept = matching_layers(find_layers(Network(model)), settings.keep)
     calibration_part, gate_part = _frames(settings, quiet)
     test_frames = gate_part or calibration_part
     yardstick = _yardstick(model, test_frames, quiet)
@@ -174,10 +161,6 @@ def _frames(settings: PrecisionSettings, quiet: bool) -> tuple[FrameSample | Non
         return sample, sample
     for_gate = min(settings.gate_frames, max(1, round(len(sample) * settings.gate_frames / count)))
     return sample.part(for_gate), sample.part(0, for_gate)
-
-
-def _kept_layers(model: onnx.ModelProto, settings: PrecisionSettings) -> list[str]:
-    return matching_layers(find_layers(Network(model)), settings.keep)
 
 
 def _to_int8(

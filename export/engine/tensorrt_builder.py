@@ -69,28 +69,18 @@ class ViewProfile(Profile):
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Settings of the builder.
-
-    Args:
-        profile: frame sizes.
-        workspace_mib: maximum scratch memory in MiB.
-        timing_cache: file to read and update.
-        optimization_level: 0..5.
-        portable: support newer TensorRT versions and other GPUs from Ampere on.
-        compute_capabilities: e.g. "8.6"; TensorRT-RTX only.
-        tf32: let fp32 layers use TF32.
-        operator: include the clustering plugin; without it an engine outputs class logits.
-        plugin: path of the plugin library."""
+    """Settings of the builder."""
 
     profile: Profile = field(default_factory=Profile)
-    workspace_mib: int | None = None
-    timing_cache: Path | None = None
-    optimization_level: int | None = None
-    portable: bool = False
+    workspace_mib: int | None = None  # maximum scratch memory in MiB
+    timing_cache: Path | None = None  # file to read and update
+    optimization_level: int | None = None  # 0..5
+    portable: bool = False  # support newer TensorRT versions and other GPUs from Ampere on
+    # e.g. "8.6"; TensorRT-RTX only
     compute_capabilities: tuple[str, ...] = ()
-    tf32: bool = False
-    operator: bool = True
-    plugin: Path | None = None
+    tf32: bool = False  # let fp32 layers use TF32
+    operator: bool = True  # include the clustering plugin; without it an engine outputs class logits
+    plugin: Path | None = None  # path of the plugin library
 
 
 @dataclass
@@ -109,7 +99,6 @@ def build_plan(model: bytes, kind: Flavor, settings: BuildSettings, quiet: bool 
         model: ONNX network with the precision in its graph.
         kind: the TensorRT to build with.
         settings: shapes and modes; ``settings.plugin`` must be loaded.
-        quiet: show no progress bar.
 
     Raises:
         InputError: this TensorRT doesn't support a setting.
@@ -166,11 +155,10 @@ def _parser_errors(parser: trt.OnnxParser, report: LayerReport) -> str:
     errors = []
     for k in range(parser.num_errors):
         error = parser.get_error(k)
-        node = (
-            f"node {error.node_name()!r} ({error.node_operator()})"
-            if hasattr(error, "node_operator")
-            else f"node {error.node()}"
-        )
+        if hasattr(error, "node_operator"):
+            node = f"node {error.node_name()!r} ({error.node_operator()})"
+        else:
+            node = f"node {error.node()}"
         text = error.desc().strip()
         if text in ("", "false") or "Plugin not found" in text:
             text = "this operator is not supported"
@@ -277,13 +265,9 @@ def _parsed_precisions(network: trt.INetworkDefinition) -> dict[str, str]:
             operands = [
                 t for t in (layer.get_input(j) for j in range(min(2, layer.num_inputs))) if t is not None
             ]
-            pairs = [_dequantizes(producers, t) for t in operands]
-            precision = (
-                "int8"
-                if len(operands) == 2 and all(pairs)
-                else names.get(operands[0].dtype, str(operands[0].dtype))
-            )
-            found[layer.name] = precision
+            is_int8 = len(operands) == 2 and all(_dequantizes(producers, t) for t in operands)
+            kind = operands[0].dtype
+            found[layer.name] = "int8" if is_int8 else names.get(kind, str(kind))
     return found
 
 

@@ -118,7 +118,6 @@ class FeatureReader:
     Each process opens the session on first use, because a session does not survive a fork.
 
     Args:
-        model: the network.
         taps: see ``find_taps``.
         others: names of additional outputs, which come first.
         threads: CPU threads; 0 = ONNX Runtime's own choice.

@@ -75,14 +75,7 @@ def make_material(bank: Bank, labels: Sequence[PseudoLabels], held_out: float, s
 
 
 class FrameComposer:
-    """Draws composites by number: eight in landscape format, then eight in portrait format.
-
-    Args:
-        bank: objects to paste, and all images.
-        labels: instances of each image.
-        pictures: indices of the images to use.
-        seed: random seed.
-    """
+    """Draws composites by number: eight in landscape format, then eight in portrait format."""
 
     def __init__(
         self, bank: Bank, labels: Sequence[PseudoLabels], pictures: Sequence[int], seed: int
@@ -137,10 +130,8 @@ class FrameComposer:
         share = rng.uniform(_MIN_WINDOW, 1.0)
         stretch = float(np.exp(rng.normal(0, 0.08)))
         side = share * min(h / height, w / width * stretch)
-        window_h, window_w = (
-            min(h, max(8, round(side * height))),
-            min(w, max(8, round(side * width / stretch))),
-        )
+        window_h = min(h, max(8, round(side * height)))
+        window_w = min(w, max(8, round(side * width / stretch)))
         y, x = int(rng.integers(0, h - window_h + 1)), int(rng.integers(0, w - window_w + 1))
         spot = (slice(y, y + window_h), slice(x, x + window_w))
         how = cv2.INTER_AREA if window_h > height else cv2.INTER_LINEAR

@@ -175,14 +175,10 @@ def _scale(whole: onnx.ModelProto) -> None:
     whole.graph.initializer.extend(
         numpy_helper.from_array(np.array(v, np.int64), HEADS_PREFIX + k) for k, v in constants.items()
     )
-    node = helper.make_node
+    node, part = helper.make_node, [HEADS_PREFIX + name for name in ("shape", "start", "end")]
     added = [
         node("Shape", ["affinity"], [HEADS_PREFIX + "shape"]),
-        node(
-            "Slice",
-            [HEADS_PREFIX + "shape", HEADS_PREFIX + "start", HEADS_PREFIX + "end"],
-            [HEADS_PREFIX + "hw"],
-        ),
+        node("Slice", part, [HEADS_PREFIX + "hw"]),
         node("Mul", [HEADS_PREFIX + "hw", HEADS_PREFIX + "finer"], [HEADS_PREFIX + "grid_hw"]),
     ]
     for output in whole.graph.output:

@@ -25,17 +25,17 @@ class InstanceHeads(nn.Module):
         w), logits; all at stride 4.
     """
 
-    def __init__(self, taps: Sequence[Tap], channels: int = CHANNELS) -> None:
+    def __init__(self, taps: Sequence[Tap]) -> None:
         super().__init__()
         strides = sorted({t.stride for t in taps})
         self._level = [strides.index(t.stride) for t in taps]
         # features may be unbounded: batch normalization scales them
         self.lateral = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, channels, 1)) for t in taps
+            nn.Sequential(nn.BatchNorm2d(t.channels), nn.Conv2d(t.channels, CHANNELS, 1)) for t in taps
         )
-        self.refine = nn.ModuleList(separable(channels, channels) for _ in strides)
-        self.fuse = separable(channels, channels)
-        self.head = nn.Conv2d(channels, sum(HEADS.values()), 1)
+        self.refine = nn.ModuleList(separable(CHANNELS, CHANNELS) for _ in strides)
+        self.fuse = separable(CHANNELS, CHANNELS)
+        self.head = nn.Conv2d(CHANNELS, sum(HEADS.values()), 1)
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sides: list[Tensor | None] = [None] * len(self.refine)

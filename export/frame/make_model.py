@@ -44,13 +44,10 @@ def make_frame_model(
         images, semantic, confidence, more: see ``load_pictures``; with the model's class ids.
         checkpoint: written during training; an existing one is resumed.
         output: NAME.onnx, written atomically.
-        recipe: settings of the training.
         instance_model: the teacher, whose minimum area is adopted; default: tfiseg's instance network.
         rule_composites: number of composites to fit the merge rules on.
         sheets: folder for pictures of composites.
         workers, threads: processes that make composites, and CPU threads of torch.
-        training_data: sentence for the metadata.
-        quiet: show no progress bars.
 
     Returns:
         The report of ``export_frame``, and the rules' held-out errors.

@@ -89,8 +89,6 @@ def group(
 
     Args:
         displacement: float (2, h, w), (dy, dx) in cells.
-        steps: bilinear steps from every cell.
-        center_radius: cells with a shorter vector are centers.
 
     Returns:
         int32 (h, w): the center that each cell reaches, 1.., 0 = none.

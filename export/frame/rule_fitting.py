@@ -31,10 +31,8 @@ from ..instance.teacher import PHOTO_SINGLE_TO_GROUP_RATIO
 from .composites import FrameComposer
 from .export_onnx import FINER
 
-_SINGLE_WEIGHTS = (
-    1.0,
-    2.8,
-)  # weights of single objects for "merge" and "part", relative to their share in photos
+# weights of single objects for "merge" and "part", relative to their share in photos
+_SINGLE_WEIGHTS = (1.0, 2.8)
 _SHARE = 2 / 3  # share of the components for each member of a rule, so that members differ
 _MIN_CELLS = 24  # smaller components are not used
 
@@ -45,11 +43,7 @@ def fit_frame_rules(
     """Fit the rules of a network with heads on composites of held-out images.
 
     Args:
-        composer: makes the composites.
         model: written by ``export_frame``, without rules.
-        count: number of composites.
-        seed: random seed.
-        quiet: show no progress bar.
 
     Returns:
         Fits by name: "merge" and "part".

@@ -117,20 +117,13 @@ def train_frame(
     threads: int | None = None,
     quiet: bool = False,
 ) -> InstanceHeads:
-    """Train instance heads.
+    """Train instance heads; returns them with averaged weights (EMA).
 
     Args:
         material: see ``make_material``.
-        model: the semantic network in tfiseg's format.
         taps: see ``find_taps``.
         checkpoint: written every 200 steps; an existing one is resumed.
-        recipe: settings of the training.
         workers: processes that make composites and features; the result does not depend on their number.
-        threads: CPU threads of torch.
-        quiet: show no progress bar.
-
-    Returns:
-        Heads with averaged weights (EMA).
     """
     prepare(recipe.seed, threads)
     heads = InstanceHeads(taps)

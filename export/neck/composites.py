@@ -80,11 +80,9 @@ def _rescale_mask(mask: Mask, zoom: float, rng: np.random.Generator, turn_degree
         out = out[:, ::-1]
     out = (out > 127).astype(np.uint8)
     ys, xs = np.nonzero(out)
-    return (
-        np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
-        if len(ys)
-        else np.ones((2, 2), np.uint8)
-    )
+    if not len(ys):
+        return np.ones((2, 2), np.uint8)
+    return np.ascontiguousarray(out[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1])
 
 
 def ellipse(rng: np.random.Generator, diameter: float) -> Mask:
@@ -120,28 +118,22 @@ def composite(bank: Sequence[Shape], rng: np.random.Generator, side_px: int = 32
     same_class = [s for s in bank if s.class_id == first.class_id]
     single = rng.random() < _SINGLE
     ellipses = not single and rng.random() < _ELLIPSES
-    count = (
-        1 if single else (int(rng.integers(2, 13)) if ellipses else 2 + min(4, int(rng.geometric(0.6)) - 1))
-    )
+    count = 1
+    if not single:
+        count = int(rng.integers(2, 13)) if ellipses else 2 + min(4, int(rng.geometric(0.6)) - 1)
     upright = rng.random() < 0.7
     for k in range(1, count + 1):
         if ellipses:
             mask = ellipse(rng, size * 0.5 * np.exp(rng.normal(0, 0.2)))
         else:
             shape = first if k == 1 or rng.random() < 0.15 else same_class[rng.integers(len(same_class))]
-            mask = _rescale_mask(
-                shape.mask,
-                size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2)),
-                rng,
-                8 if upright else 40,
-            )
+            zoom = size / max(shape.mask.shape) * np.exp(rng.normal(0, 0.2))
+            mask = _rescale_mask(shape.mask, zoom, rng, 8 if upright else 40)
         mh, mw = mask.shape
         ys, xs = np.nonzero(canvas)
         if k == 1 or not len(ys) or rng.random() < 0.1:
-            y, x = (
-                int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4))),
-                int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4))),
-            )
+            y = int(rng.integers(-mh // 4, max(1, side_px - 3 * mh // 4)))
+            x = int(rng.integers(-mw // 4, max(1, side_px - 3 * mw // 4)))
             if k == 1 and not ellipses and first.at_bottom:
                 y = side_px - mh
         else:
@@ -178,10 +170,8 @@ def _find_position(
     target = rng.choice([0.002, 0.02, 0.06, 0.15]) * mask.sum()
     reach = float(np.hypot(*canvas.shape))
     for distance in np.arange(reach, -reach / 2, -2.0):
-        y, x = (
-            round(target_y + distance * float(np.sin(angle))),
-            round(target_x + distance * float(np.cos(angle))),
-        )
+        y = round(target_y + distance * float(np.sin(angle)))
+        x = round(target_x + distance * float(np.cos(angle)))
         y0, x0, y1, x1 = max(y, 0), max(x, 0), min(y + mh, canvas.shape[0]), min(x + mw, canvas.shape[1])
         if y1 <= y0 or x1 <= x0:
             continue
@@ -202,14 +192,9 @@ def _occlude(canvas: NDArray[np.int32], bank: Sequence[Shape], rng: np.random.Ge
     else:
         shape = bank[int(rng.integers(len(bank)))]
         mask = _rescale_mask(shape.mask, side * rng.uniform(0.1, 0.4) / max(shape.mask.shape), rng, 30)
-        _paste(
-            canvas,
-            mask,
-            int(rng.integers(0, side)) - mask.shape[0] // 2,
-            int(rng.integers(0, side)) - mask.shape[1] // 2,
-            0,
-            False,
-        )
+        y = int(rng.integers(0, side)) - mask.shape[0] // 2
+        x = int(rng.integers(0, side)) - mask.shape[1] // 2
+        _paste(canvas, mask, y, x, 0, behind=False)
 
 
 def _roughen(canvas: NDArray[np.int32], rng: np.random.Generator) -> None:

@@ -36,10 +36,7 @@ Graph = tuple[NDArray[np.int32], Regions, Edges]
 
 
 def neck_samples(truth: NDArray[np.int32], rng: np.random.Generator) -> Samples:
-    """Collect necks while the regions of a composite merge correctly.
-
-    Returns:
-        Features (m, 13), same object (m,), weight (m,)."""
+    """Collect necks while the regions of a composite merge correctly; 13 features."""
     return merge_samples(region_graph(problem_of((truth > 0).astype(np.uint8))), truth, neck_features, 0, rng)
 
 
@@ -53,14 +50,12 @@ def merge_samples(
     """Collect pairs of regions while a graph merges as in the truth.
 
     Args:
-        graph: region map, regions and edges.
         truth: object of each pixel, int32 (h, w); 0 and below = no object.
-        features_of: features of edges.
         leading: feature by which pairs are merged, largest first.
-        rng: random numbers.
 
     Returns:
-        Features (m, f), same object (m,), weight (m,)."""
+        Features (m, f), same object (m,), weight (m,).
+    """
     region_map, regions, edges = graph
     truth = np.maximum(truth, 0)
     n = len(regions)
@@ -75,9 +70,8 @@ def merge_samples(
         one = owner[edges[:, 0]] == owner[edges[:, 1]]
         x = features_of(regions, edges)
         smaller = np.minimum(regions[edges[:, 0], 0], regions[edges[:, 1], 0])
-        size = counts.sum(0)[
-            np.where(one, owner[edges[:, 0]], 0)
-        ]  # size of the object that a wrong cut would split
+        # size of the object that a wrong cut would split
+        size = counts.sum(0)[np.where(one, owner[edges[:, 0]], 0)]
         small_owner = np.where(
             regions[edges[:, 0], 0] <= regions[edges[:, 1], 0], owner[edges[:, 0]], owner[edges[:, 1]]
         )
@@ -171,10 +165,7 @@ def _one_thread() -> Iterator[None]:
 def fit_member(
     samples: Samples, hidden: int = HIDDEN, seed: int = 0, steps: int = 5000
 ) -> tuple[torch.nn.Sequential, float]:
-    """Fit a network features -> hidden -> 1 with ReLU; feature scaling is folded into its weights.
-
-    Returns:
-        The network and its held-out loss."""
+    """Fit a network features -> hidden -> 1 with ReLU; also return its held-out loss."""
     torch.manual_seed(seed)
     x, y, w = (torch.from_numpy(s).float() for s in samples)
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)  # a feature may be constant
@@ -208,17 +199,11 @@ def fit(samples: Samples, seed: int = 0, steps: int = 5000) -> tuple[torch.nn.Se
 def fit_members(
     samples: Samples, hidden: int, members: int, seed: int, steps: int
 ) -> tuple[torch.nn.Sequential, float]:
-    """Average several fits into one wide network.
-
-    Returns:
-        The network and the mean held-out loss of its members."""
+    """Average several fits into one wide network; also return the members' mean held-out loss."""
     fits = [fit_member(samples, hidden, seed=seed + k, steps=steps) for k in tqdm(range(members), desc="fit")]
     nets = [net for net, _ in fits]
-    whole = torch.nn.Sequential(
-        torch.nn.Linear(samples[0].shape[1], members * hidden),
-        torch.nn.ReLU(),
-        torch.nn.Linear(members * hidden, 1),
-    )
+    features, units = samples[0].shape[1], members * hidden
+    whole = torch.nn.Sequential(torch.nn.Linear(features, units), torch.nn.ReLU(), torch.nn.Linear(units, 1))
     with torch.no_grad():
         whole[0].weight.copy_(torch.cat([n[0].weight for n in nets]))
         whole[0].bias.copy_(torch.cat([n[0].bias for n in nets]))

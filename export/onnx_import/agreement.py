@@ -30,19 +30,14 @@ Labels = Callable[[NDArray[np.uint8]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """Share of pixels with the same label, over several photos.
+    """Share of pixels with the same label, over several photos."""
 
-    Args:
-        minimum, mean: over the photos.
-        photos: number of photos.
-        worst: name of the photo with the minimum.
-        shares: share of the pixels of each label that occurs; with only one, agreement proves nothing.
-    """
-
+    # minimum, mean: over the photos
     minimum: float
     mean: float
     photos: int
-    worst: str
+    worst: str  # name of the photo with the minimum
+    # share of the pixels of each label that occurs; with only one, agreement proves nothing
     shares: dict[int, float]
 
     @property
@@ -73,52 +68,32 @@ class Frames:
 
 
 def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: PixelFormat) -> NDArray[Any]:
-    """Prepare a frame uint8 (H, W, 3) BGR for a network.
-
-    Returns:
-        float32 or uint8, (1, 3, h, w) or (1, h, w, 3)."""
+    """Convert a frame uint8 (H, W, 3) BGR to (1, 3, h, w) or (1, h, w, 3), float32 or uint8."""
     h, w = size_hw
     double = cv2.resize(image.astype(np.float32), (2 * w, 2 * h), interpolation=cv2.INTER_LINEAR)
     x = double.reshape(h, 2, w, 2, 3).mean((1, 3))
     if pixels.rgb:
         x = x[..., ::-1]
-    x = (
-        np.rint(x).astype(np.uint8)
-        if pixels.uint8
-        else ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
-    )
+    scaled = ((x * pixels.scale - pixels.mean) / pixels.std).astype(np.float32)
+    x = np.rint(x).astype(np.uint8) if pixels.uint8 else scaled
     return np.ascontiguousarray(x[None] if pixels.layout == "NHWC" else x.transpose(2, 0, 1)[None])
 
 
 def labels_of(
-    scores: NDArray[Any],
-    size_hw: tuple[int, ...] | None = None,
-    class_axis: int | None = 1,
-    threshold: float = 0.0,
-    corner_aligned: bool = False,
+    scores: NDArray[Any], size_hw: tuple[int, ...] | None = None, corner_aligned: bool = False
 ) -> NDArray[np.int64]:
-    """Return the class of every pixel from scores that are upsampled bilinearly.
+    """Return the class of every pixel, int64 (h, w), from scores that are upsampled bilinearly.
 
     Args:
-        scores: float (1, C, h, w) or (1, h, w, C), or a class map. With one channel, class 1 is above
-            ``threshold``.
+        scores: float (1, C, h, w).
         size_hw: size of the result; default: size of the scores.
-        class_axis: 1 or 3; 0 = no class axis and one channel; None = a class map.
         corner_aligned: upsample with align_corners=True.
-
-    Returns:
-        int64 (h, w).
     """
-    if class_axis is None:
-        return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
-    maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
+    maps = np.asarray(scores[0], np.float32)
     h, w = size_hw or maps.shape[1:]
-    labels = np.zeros((h, w), np.int64)
-    best = np.full((h, w), threshold, np.float32)
-    for k, one in enumerate(np.asarray(maps, np.float32)):
+    labels, best = np.zeros((h, w), np.int64), np.zeros((h, w), np.float32)
+    for k, one in enumerate(maps):
         fine = upsample(one, (h, w), corner_aligned)
-        if len(maps) == 1:
-            return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
         labels[higher], best[higher] = k, fine[higher]
     return labels
@@ -155,7 +130,6 @@ def compare_labels(
         original, exported: map a frame uint8 (H, W, 3) BGR to labels int64 (h, w).
         frames: from ``check_frames``.
         picture: path for the worst frame with wrong pixels in red; written if the check fails.
-        quiet: show no progress bar.
 
     Raises:
         ModelError: the labels agree on less than 99.5 % of the pixels of a frame.

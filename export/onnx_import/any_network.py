@@ -83,7 +83,6 @@ def export_any(
         source: ``default``, ``default-semantic``, ``torchvision:NAME``, ``smp:ARCH/ENCODER``,
             ``hf:NAME_OR_FOLDER``, ``python:module:function`` or an ONNX file.
         output: NAME.onnx, written atomically.
-        quiet: show no progress on stderr.
 
     Returns:
         Report: output, bytes, input_size_hw, pixels, opset, grid_hw, stride, class_names, things,

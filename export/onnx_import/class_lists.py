@@ -95,7 +95,6 @@ def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...
     """Return the ids of the countable classes.
 
     Args:
-        names: names of all classes, in order of their ids.
         things: names or ids, separated by commas. Default: as in the known list of exactly these names; else
             each class by its name in any list; else, if no list has any of them, all but class 0.
 

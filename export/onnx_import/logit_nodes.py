@@ -50,10 +50,7 @@ class _Steps:
 def logit_nodes(tail: Tail, reading: OutputReading, *, background: bool = False) -> Part:
     """Return nodes from a tail's tensor to ``logits`` float32 (1, C, h, w); none if it has the logits.
 
-    Args:
-        tail: end of the network.
-        reading: how the network's output is read.
-        background: prepend a class that never wins, because class 0 is background for the operator.
+    ``background`` prepends a class that never wins, because class 0 is background for the operator.
     """
     chain = _Steps()
     if reading.kind == "class-map" and "ArgMax" not in tail.removed:

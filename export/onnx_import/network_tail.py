@@ -36,29 +36,22 @@ _FINER = 3
 
 @dataclass
 class Tail:
-    """The end of a network after its tail is removed.
+    """The end of a network after its tail is removed."""
 
-    Args:
-        tensor, shape, element: name, shape and type of the last tensor that is kept.
-        class_axis: axis of its classes; 0 = none, one score per pixel; None = it is a class map.
-        removed: removed operators, from the end backwards.
-        corners_hw: size to which the network upsampled with align_corners=True; None = half-pixel centers.
-        activation: the softmax, log-softmax or sigmoid that was removed, so the tensor holds logits.
-        upsampled: a resize that enlarges was removed.
-        mixes_probabilities: what is resized are probabilities, by the network or by its user.
-        finer: factor to resize the probabilities by, so that logits may be interpolated from there on.
-    """
-
+    # tensor, shape, element: name, shape and type of the last tensor that is kept
     tensor: str
     shape: tuple[int, ...] = ()
     element: int = TensorProto.FLOAT
+    # axis of its classes; 0 = none, one score per pixel; None = it is a class map
     class_axis: int | None = None
-    removed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)  # removed operators, from the end backwards
+    # size to which the network upsampled with align_corners=True; None = half-pixel centers
     corners_hw: tuple[int, int] | None = None
+    # the softmax, log-softmax or sigmoid that was removed, so the tensor holds logits
     activation: str | None = None
-    upsampled: bool = False
-    mixes_probabilities: bool = False
-    finer: int = 1
+    upsampled: bool = False  # a resize that enlarges was removed
+    mixes_probabilities: bool = False  # what is resized are probabilities, by the network or by its user
+    finer: int = 1  # factor to resize the probabilities by, so that logits may be interpolated from there on
 
     @property
     def channels(self) -> int:
@@ -84,8 +77,6 @@ def cut_tail(model: onnx.ModelProto, network: NetworkInput, reading: OutputReadi
 
     Args:
         model: result of ``fix_input_size``.
-        network: its input.
-        reading: how its output is read.
 
     Raises:
         ModelError: shapes are unknown.
@@ -224,6 +215,6 @@ def _geometry(
     if before != after and settings.get("mode", b"nearest") != b"linear":
         return None
     geometry = settings.get("coordinate_transformation_mode", b"half_pixel").decode().replace("pytorch_", "")
-    return (
-        geometry if geometry in ("half_pixel", "align_corners") else "half_pixel" if before == after else None
-    )
+    if geometry in ("half_pixel", "align_corners"):
+        return geometry
+    return "half_pixel" if before == after else None

@@ -141,10 +141,7 @@ def _keep_old_resizing(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def recognize_input(model: onnx.ModelProto) -> NetworkInput:
-    """Find name, layout, type and size of a network's input.
-
-    Raises:
-        ModelError: the input isn't one image with three channels."""
+    """Find a network's input; raises ModelError if it isn't one image with three channels."""
     weights = {i.name for i in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in weights]
     if len(inputs) != 1:
@@ -214,9 +211,8 @@ def fix_input_size(model: onnx.ModelProto, network: NetworkInput, output: str) -
     del graph.value_info[:]  # sizes of another input size
     for at, side in enumerate(graph.output[0].type.tensor_type.shape.dim):
         side.dim_param = f"out_{at}"
-    if not any(
-        n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node
-    ):  # folding would turn int8 weights into float
+    # folding would turn int8 weights into float
+    if not any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in graph.node):
         import onnxsim
 
         try:
@@ -236,9 +232,6 @@ def attach(
 
     Args:
         model: from ``fix_input_size``.
-        network: its input.
-        pixels: pixel format of the input.
-        tensor: last tensor to keep.
         post: nodes from it to ``logits`` (see ``network_tail``); none if it is the logits.
 
     Returns:
@@ -266,10 +259,8 @@ def attach(
     sizing, size_constants = fixed_size_nodes(network.size_hw)
     pre, pre_constants = pixel_nodes(pixels)
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, None, None, None])
-    nodes, constants = (
-        [*sizing, *pre, *casts, *kept, *post[0]],
-        [*size_constants, *pre_constants, *weights, *post[1]],
-    )
+    nodes = [*sizing, *pre, *casts, *kept, *post[0]]
+    constants = [*size_constants, *pre_constants, *weights, *post[1]]
     graph = helper.make_graph(nodes, "tfiseg", [frame_value()], [logits], constants)
     opsets = list(model.opset_import)
     result = helper.make_model(

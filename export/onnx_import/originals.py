@@ -23,40 +23,31 @@ _LOGIT_KINDS = ("torchvision", "hf")
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """Options of an export; None: the value of the source, or a default.
+    """Options of an export; None: the value of the source, or a default."""
 
-    Args:
-        input_size_hw: size that frames are scaled to; default: the source's own, else 512 x 512.
-        mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 if its
-            input is uint8.
-        photos: source of photos to compare labels on (see ``open_source``); default: 4 synthetic frames.
-        class_names: name of a known list, a file with one name per line, or names separated by commas.
-        things: countable classes, names or ids separated by commas.
-        training_data, licence: sentences for the model's metadata.
-        opset: opset of the result; default: that of the ONNX file, 18 for PyTorch.
-        output_name: output of an ONNX file that holds the classes.
-        weights: state dict for a PyTorch network.
-        random_weights: keep random weights if the source has none.
-        output_kind: how to read the output; default: from the evidence (see ``output_reading``).
-        thresholds: probability above which a channel of a sigmoid output is a class, one or one per channel;
-            default: 0.5.
-    """
-
+    # size that frames are scaled to; default: the source's own, else 512 x 512
     input_size_hw: tuple[int, int] | None = None
+    # mean, std, scale, rgb: see ``PixelFormat``; default for an ONNX file: RGB in 0..1, or 0..255 if its
+    # input is uint8
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     scale: float | None = None
     rgb: bool | None = None
+    # source of photos to compare labels on (see ``open_source``); default: 4 synthetic frames
     photos: str | None = None
+    # name of a known list, a file with one name per line, or names separated by commas
     class_names: str | None = None
-    things: str | None = None
+    things: str | None = None  # countable classes, names or ids separated by commas
+    # training_data, licence: sentences for the model's metadata
     training_data: str | None = None
     licence: str | None = None
-    opset: int | None = None
-    output_name: str | None = None
-    weights: Path | None = None
-    random_weights: bool = False
+    opset: int | None = None  # opset of the result; default: that of the ONNX file, 18 for PyTorch
+    output_name: str | None = None  # output of an ONNX file that holds the classes
+    weights: Path | None = None  # state dict for a PyTorch network
+    random_weights: bool = False  # keep random weights if the source has none
+    # how to read the output; default: from the evidence (see ``output_reading``)
     output_kind: OutputKind | None = None
+    # probability above which a channel of a sigmoid output is a class, one or one per channel; default: 0.5
     thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:

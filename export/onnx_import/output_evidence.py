@@ -24,35 +24,19 @@ _NEAR = 0.1  # a probability so close to 0 or 1 is decided
 _ACTIVATIONS = ("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "ArgMax")
 # operators that keep every value, or average neighbors
 _KEEPS_VALUES = (
-    *(
-        "Identity",
-        "Cast",
-        "Dropout",
-        "Round",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Flatten",
-        "Transpose",
-        "Slice",
-    ),
-    *("Gather", "Split", "Resize", "Upsample", "AveragePool", "MaxPool", "DepthToSpace", "Clip", "Concat"),
+    *("Identity", "Cast", "Dropout", "Round", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose"),
+    *("Slice", "Gather", "Split", "Resize", "Upsample", "AveragePool", "MaxPool", "DepthToSpace", "Clip"),
+    "Concat",
 )
 
 
 @dataclass(frozen=True)
 class FinalActivation:
-    """The sigmoid, softmax or argmax at a network's end.
+    """The sigmoid, softmax or argmax at a network's end."""
 
-    Attributes:
-        kind: the operator's type; None: the network has no such operator.
-        factor: the values are multiplied by it after the operator.
-        channels: of the operator's input, 0 = unknown.
-    """
-
-    kind: str | None = None
-    factor: float = 1.0
-    channels: int = 0
+    kind: str | None = None  # the operator's type; None: the network has no such operator
+    factor: float = 1.0  # the values are multiplied by it after the operator
+    channels: int = 0  # of the operator's input, 0 = unknown
 
 
 def find_final_activation(model: onnx.ModelProto) -> FinalActivation:
@@ -98,37 +82,25 @@ def _rescale_mask(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) 
 
 @dataclass(frozen=True)
 class OutputEvidence:
-    """Values of a network's output on several frames.
+    """Values of a network's output on several frames."""
 
-    Args:
-        frames: number of frames. synthetic: they are drawn, not photos.
-        channels: C of the output.
-        whole_type: the output's type holds whole numbers only.
-        low, high: extreme values.
-        whole: share of values that are whole numbers.
-        ids: the different values, if there are few and all are whole.
-        decided: share of values within 10 % of the range from 0 or from ``factor``.
-        sums: extremes of the sum over the channels. exp_sums: the same of the exponentials.
-        none, several: share of pixels in which no channel, or more than one, exceeds half of ``factor``.
-        negative: share of pixels in which all channels are negative.
-        final_activation: from ``find_final_activation``.
-    """
-
-    frames: int
-    synthetic: bool
-    channels: int
-    whole_type: bool
+    frames: int  # number of frames
+    synthetic: bool  # they are drawn, not photos
+    channels: int  # C of the output
+    whole_type: bool  # the output's type holds whole numbers only
+    # low, high: extreme values
     low: float
     high: float
-    whole: float
-    ids: tuple[int, ...]
-    decided: float
-    sums: tuple[float, float]
-    exp_sums: tuple[float, float]
+    whole: float  # share of values that are whole numbers
+    ids: tuple[int, ...]  # the different values, if there are few and all are whole
+    decided: float  # share of values within 10 % of the range from 0 or from ``factor``
+    sums: tuple[float, float]  # extremes of the sum over the channels
+    exp_sums: tuple[float, float]  # the same of the exponentials
+    # none, several: share of pixels in which no channel, or more than one, exceeds half of ``factor``
     none: float
     several: float
-    negative: float
-    final_activation: FinalActivation
+    negative: float  # share of pixels in which all channels are negative
+    final_activation: FinalActivation  # from ``find_final_activation``
 
     @property
     def where(self) -> str:
@@ -147,11 +119,7 @@ def collect_evidence(
     final_activation: FinalActivation,
     synthetic: bool,
 ) -> OutputEvidence:
-    """Run a network on up to 8 frames and describe its output.
-
-    Raises:
-        ModelError: the output contains NaN, or is the same for different frames.
-    """
+    """Describe a network's output on up to 8 frames; raises ModelError for NaN and for equal outputs."""
     summaries: list[dict[str, Any]] = []
     ids: set[int] | None = set()
     whole_type = True
@@ -179,21 +147,17 @@ def collect_evidence(
 
     low, high = extremes("range")
     return OutputEvidence(
-        len(summaries),
-        synthetic,
-        layout.channels,
-        whole_type,
-        low,
-        high,
-        mean("whole"),
-        tuple(sorted(ids or ())),
-        mean("decided"),
-        extremes("sums"),
-        extremes("exp_sums"),
-        mean("none"),
-        mean("several"),
-        mean("negative"),
-        final_activation,
+        frames=len(summaries),
+        synthetic=synthetic,
+        channels=layout.channels,
+        whole_type=whole_type,
+        low=low,
+        high=high,
+        ids=tuple(sorted(ids or ())),
+        sums=extremes("sums"),
+        exp_sums=extremes("exp_sums"),
+        **{name: mean(name) for name in ("whole", "decided", "none", "several", "negative")},
+        final_activation=final_activation,
     )
 
 

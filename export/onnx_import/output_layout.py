@@ -25,15 +25,10 @@ _FLAT_NAME = "net.grid"
 
 @dataclass(frozen=True)
 class OutputLayout:
-    """Layout of an output after a reshape to ``shape``.
+    """Layout of an output after a reshape to ``shape``."""
 
-    Args:
-        shape: (1, C, h, w), (1, h, w, C) or (1, h, w).
-        class_axis: 1 or 3; 0 = one value per pixel, without an axis.
-    """
-
-    shape: tuple[int, ...]
-    class_axis: int
+    shape: tuple[int, ...]  # (1, C, h, w), (1, h, w, C) or (1, h, w)
+    class_axis: int  # 1 or 3; 0 = one value per pixel, without an axis
 
     @property
     def channels(self) -> int:
@@ -87,8 +82,6 @@ def output_layout(shape: tuple[int, ...], size_hw: tuple[int, int], layout: Layo
 
     Args:
         shape: shape of the output for one image, of any rank.
-        size_hw: size of the image.
-        layout: of the network's input.
 
     Raises:
         ModelError: no reading of the shape has the image's aspect ratio.
@@ -138,8 +131,6 @@ def check_orientation(
 
     Args:
         layout: from ``output_layout``.
-        size_hw: size of the network's input.
-        run: function from a frame to the network's output.
         frame: uint8 (H, W, 3).
 
     Raises:

@@ -34,31 +34,19 @@ CHOICES = f"pass --output {'|'.join(OUTPUT_KINDS)}"
 
 @dataclass(frozen=True)
 class OutputReading:
-    """The meaning of a network's output.
+    """The meaning of a network's output."""
 
-    Args:
-        kind: "logits" and "softmax": the class is the argmax. "sigmoid": each channel above its threshold
-            is a class, the others are background. "binary": one channel, class 1 above the threshold.
-            "class-map": class ids.
-        layout: shape of the output.
-        factor: probability 1 as a value of the output; 0 = the output holds logits.
-        thresholds: probability per channel (sigmoid, binary).
-        classes: number of ids of a class map; 0: from the class names.
-        background_channel: channel 0 of a sigmoid output is the background.
-        negative: share of pixels in which all channels are negative.
-        origin: "network", "frames", "source" or "--output".
-        evidence: why, as a sentence.
-    """
-
+    # "logits" and "softmax": the class is the argmax. "sigmoid": each channel above its threshold is a class,
+    # the others are background. "binary": one channel, class 1 above the threshold. "class-map": class ids.
     kind: OutputKind
-    layout: OutputLayout
-    factor: float
-    origin: str
-    evidence: str
-    thresholds: tuple[float, ...] = ()
-    classes: int = 0
-    background_channel: bool = False
-    negative: float = 0.0
+    layout: OutputLayout  # shape of the output
+    factor: float  # probability 1 as a value of the output; 0 = the output holds logits
+    origin: str  # "network", "frames", "source" or "--output"
+    evidence: str  # why, as a sentence
+    thresholds: tuple[float, ...] = ()  # probability per channel (sigmoid, binary)
+    classes: int = 0  # number of ids of a class map; 0: from the class names
+    background_channel: bool = False  # channel 0 of a sigmoid output is the background
+    negative: float = 0.0  # share of pixels in which all channels are negative
 
     @property
     def background_added(self) -> bool:
@@ -78,7 +66,6 @@ class OutputReading:
         """Return the class id of every pixel of an output, int64 (h, w).
 
         Args:
-            raw: the network's own output.
             size_hw: size of the result; default: the output's.
             corner_aligned: upsample with align_corners=True.
         """
@@ -118,10 +105,8 @@ def decide_reading(
     """Decide how to read an output.
 
     Args:
-        layout: shape of the output.
         evidence: from ``collect_evidence``.
         stated: kind that the user states; default: from the evidence.
-        names: class names, if known.
         thresholds: probabilities, one or one per channel; default: 0.5.
         known_logits: the source's library documents its output as logits.
 
@@ -217,13 +202,8 @@ def _several_channels(evidence: OutputEvidence, names: Sequence[str] | None) -> 
     # several sigmoids, or quantized logits, may have any other sum
     is_scaled = any(_LEAST_SUM * scale <= total <= scale + 1 for scale in (_PERCENT, _BYTE))
     if evidence.low >= -_RANGE_TOLERANCE * total and equal_sums and (is_one or is_scaled):
-        factor = 1.0 if is_one else total
-        return (
-            "softmax",
-            factor,
-            f"the channels of every pixel sum to {total:.4g} on {evidence.where}",
-            "frames",
-        )
+        why = f"the channels of every pixel sum to {total:.4g} on {evidence.where}"
+        return "softmax", 1.0 if is_one else total, why, "frames"
     if end.kind in ("Sigmoid", "HardSigmoid") and _lies_within(evidence, end.factor):
         if names is None and evidence.none + evidence.several < _EXCLUSIVE:
             raise _ambiguity_error(

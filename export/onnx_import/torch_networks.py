@@ -56,7 +56,6 @@ def load_torch_network(
         source: ``torchvision:NAME``, ``smp:ARCH/ENCODER``, ``hf:NAME_OR_FOLDER`` or
             ``python:module:function``.
         weights: state dict, written by ``torch.save``, to load instead of the source's own weights.
-        random_weights: keep random weights if the source has none.
         classes: number of classes of a network without published weights; default: 21.
 
     Raises:
@@ -75,9 +74,8 @@ def load_torch_network(
 
 def to_onnx(module: nn.Module, size_hw: tuple[int, int], opset: int) -> onnx.ModelProto:
     """Export a network for images float32 (1, 3, *size_hw) as ONNX; raises ModelError if torch can't."""
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # it warns about each operator of packages that aren't installed
+    # it warns about each operator of packages that aren't installed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of the exporter about itself
@@ -112,9 +110,8 @@ class _Scores(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         result = self.network(image)
         masks = getattr(result, "masks_queries_logits", None)
-        if (
-            masks is not None
-        ):  # MaskFormer and Mask2Former: per query a class and a mask; the last class is "no object"
+        if masks is not None:
+            # MaskFormer and Mask2Former: per query a class and a mask; the last class is "no object"
             classes = result.class_queries_logits.softmax(-1)[..., :-1]
             shares = torch.einsum("bqc,bqhw->bchw", classes, masks.sigmoid())
             return shares.clamp_min(1e-6).log()
@@ -186,12 +183,8 @@ def _smp(name: str, weights: Path | None, random_weights: bool, classes: int | N
     pixels = _IMAGENET
     try:
         stated = smp.encoders.get_preprocessing_params(encoder)
-    except (
-        KeyError,
-        ValueError,
-        OSError,
-    ):  # no published weights, or a hub that can't be reached: use ImageNet's values
-        stated = {}
+    except (KeyError, ValueError, OSError):
+        stated = {}  # no published weights, or a hub that can't be reached: use ImageNet's values
     if stated.get("mean"):
         scale = 1 / 255 if stated.get("input_range", [0, 1])[1] == 1 else 1.0
         pixels = PixelFormat(
@@ -292,9 +285,8 @@ def _load_weights(module: nn.Module, path: Path) -> None:
     state = read_checkpoint(path, "a state dict")
     try:
         state = state.get("state_dict", state)
-        needed = {
-            k for k in module.state_dict() if not k.startswith("aux_classifier.")
-        }  # used in training only
+        # auxiliary classifiers are used in training only
+        needed = {k for k in module.state_dict() if not k.startswith("aux_classifier.")}
         module.load_state_dict(
             {k: v for k, v in state.items() if k in needed or not k.startswith("aux_classifier.")},
             strict=False,

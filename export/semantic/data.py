@@ -32,43 +32,27 @@ _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 @dataclass(frozen=True)
 class Picture:
-    """A training image with its class map.
+    """A training image with its class map."""
 
-    Attributes:
-        name: file name without extension.
-        image: uint8 (H, W, 3) BGR.
-        semantic: class map, uint8 (H, W), 255 = ignore.
-        confidence: of the class map, uint8 (h, w), 0..255.
-        pseudo_labeled: a network predicted the class map.
-        teacher: a teacher network's class probabilities, uint8 (g, k, C), 255 = certain, in a grid over the
-            whole image; ``None``: no teacher.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    semantic: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-    pseudo_labeled: bool = False
+    name: str  # file name without extension
+    image: NDArray[np.uint8]  # uint8 (H, W, 3) BGR
+    semantic: NDArray[np.uint8]  # class map, uint8 (H, W), 255 = ignore
+    confidence: NDArray[np.uint8]  # of the class map, uint8 (h, w), 0..255
+    pseudo_labeled: bool = False  # a network predicted the class map
+    # a teacher network's class probabilities, uint8 (g, k, C), 255 = certain, in a grid over the whole image;
+    # ``None``: no teacher
     teacher: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A training crop of S x S pixels.
+    """A training crop of S x S pixels."""
 
-    Attributes:
-        image: uint8 (S, S, 3) BGR.
-        class_map: uint8 (S, S), 255 = ignore.
-        weight: confidence of the class map, float32 (S, S), 0..1.
-        teacher: class probabilities, uint8 (S / 4, S / 4, C), 255 = certain.
-        teacher_weight: float32 (S / 4, S / 4), 0..1.
-    """
-
-    image: NDArray[np.uint8]
-    class_map: NDArray[np.uint8]
-    weight: NDArray[np.float32]
-    teacher: NDArray[np.uint8]
-    teacher_weight: NDArray[np.float32]
+    image: NDArray[np.uint8]  # uint8 (S, S, 3) BGR
+    class_map: NDArray[np.uint8]  # uint8 (S, S), 255 = ignore
+    weight: NDArray[np.float32]  # confidence of the class map, float32 (S, S), 0..1
+    teacher: NDArray[np.uint8]  # class probabilities, uint8 (S / 4, S / 4, C), 255 = certain
+    teacher_weight: NDArray[np.float32]  # float32 (S / 4, S / 4), 0..1
 
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """Return the attributes in their order."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...errors import check_choice
 from .backbones import LITE0, LITE2, EfficientNetLite, MobileNetV2, same_conv
 
+CHANNELS = 64  # width of the feature pyramid
 SIDE_MULTIPLE = 32  # the coarsest stride of a backbone
 BACKBONES: dict[str, Callable[[], EfficientNetLite | MobileNetV2]] = {
     "lite0": lambda: EfficientNetLite(LITE0),
@@ -72,14 +73,13 @@ class SegmentationNetwork(nn.Module):
     Args:
         outputs: name -> channels of each head, for example ``{"logits": 21}``. Heads share everything but one
             1x1 convolution.
-        channels: width of the feature pyramid.
         backbone: a key of ``BACKBONES``.
 
     Raises:
         InputError: there is no such backbone.
     """
 
-    def __init__(self, outputs: dict[str, int], channels: int = 64, backbone: str = "lite0") -> None:
+    def __init__(self, outputs: dict[str, int], backbone: str = "lite0") -> None:
         super().__init__()
         check_choice("backbone", backbone, tuple(BACKBONES))
         self.backbone = BACKBONES[backbone]()
@@ -87,16 +87,16 @@ class SegmentationNetwork(nn.Module):
         classes = outputs["logits"]
         self.context = nn.Conv2d(coarse, classes, 1)  # class evidence of the whole neighborhood
         sides = (*fine, coarse + classes)
-        self.lateral = nn.ModuleList(nn.Conv2d(c, channels, 1) for c in sides)
-        self.refine = nn.ModuleList(separable(channels, channels) for _ in sides)
-        self.fuse = separable(channels, channels)
-        self.heads = nn.ModuleDict({name: nn.Conv2d(channels, c, 1) for name, c in outputs.items()})
+        self.lateral = nn.ModuleList(nn.Conv2d(c, CHANNELS, 1) for c in sides)
+        self.refine = nn.ModuleList(separable(CHANNELS, CHANNELS) for _ in sides)
+        self.fuse = separable(CHANNELS, CHANNELS)
+        self.heads = nn.ModuleDict({name: nn.Conv2d(CHANNELS, c, 1) for name, c in outputs.items()})
 
     def features(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features that all heads share.
 
         Returns:
-            Features (N, channels, H / 4, W / 4), and class evidence (N, classes, h, w) at the coarsest
+            Features (N, CHANNELS, H / 4, W / 4), and class evidence (N, classes, h, w) at the coarsest
             stride.
         """
         *fine, coarse = self.backbone(image)
@@ -114,11 +114,7 @@ class SegmentationNetwork(nn.Module):
         return maps
 
     def load_imagenet_weights(self, path: str | Path) -> None:
-        """Load ImageNet weights into the backbone, and into the context head if the classes are PASCAL's.
-
-        Raises:
-            ValueError: the backbone or the file is another network.
-        """
+        """Load ImageNet weights, also into the context head for PASCAL's classes; raises ValueError."""
         if not isinstance(self.backbone, EfficientNetLite):
             raise ValueError("ImageNet weights are for the backbones lite0 and lite2")
         weight, bias = self.backbone.load_imagenet(path)

@@ -45,36 +45,23 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ScoreFit:
-    """A fitted score calibration.
+    """A fitted score calibration."""
 
-    Attributes:
-        rule: a weight for each feature of an instance, and a bias.
-        instances: number of instances in the fit.
-        objects: number of hits among them.
-        held_quality: PQ on held-out photos with mean class probabilities, and with calibrated scores.
-    """
-
-    rule: list[float]
-    instances: int
-    objects: int
+    rule: list[float]  # a weight for each feature of an instance, and a bias
+    instances: int  # number of instances in the fit
+    objects: int  # number of hits among them
+    # PQ on held-out photos with mean class probabilities, and with calibrated scores
     held_quality: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class _CropResult:
-    """Instances of a crop.
+    """Instances of a crop."""
 
-    Attributes:
-        features: (n, 3).
-        iou: IoU with an object, (n,), 0 = an error.
-        probability: mean class probability, (n,).
-        missed: number of objects without an instance.
-    """
-
-    features: Floats
-    iou: Floats
-    probability: Floats
-    missed: int
+    features: Floats  # (n, 3)
+    iou: Floats  # IoU with an object, (n,), 0 = an error
+    probability: Floats  # mean class probability, (n,)
+    missed: int  # number of objects without an instance
 
 
 def fit_score_calibration(
@@ -89,14 +76,8 @@ def fit_score_calibration(
 
     Args:
         segmenter: without a score calibration, and with ``min_score`` 0.
-        pictures: images with class maps.
         refiner: the teacher, which finds the objects in the class maps.
         things: IDs of the countable classes; None: all but 0.
-        seed: random seed of the crops.
-        quiet: show no progress bar.
-
-    Returns:
-        The fit.
 
     Raises:
         InputError: there are too few images, hits or errors.
@@ -179,20 +160,12 @@ def _quality(results: list[_CropResult], rule: Floats | None) -> float:
     """Return PQ at the default minimum score; with a rule, of calibrated scores."""
     total = PanopticCounts()
     for crop in results:
-        kept = (
-            crop.probability >= MIN_SCORE
-            if rule is None
-            else probability_of(crop.features, rule) >= MIN_CALIBRATED_SCORE
-        )
-        hit = crop.iou > 0
-        total.add(
-            PanopticCounts(
-                float(crop.iou[kept].sum()),
-                int((kept & hit).sum()),
-                int((kept & ~hit).sum()),
-                crop.missed + int((hit & ~kept).sum()),
-            )
-        )
+        kept, hit = crop.probability >= MIN_SCORE, crop.iou > 0
+        if rule is not None:
+            kept = probability_of(crop.features, rule) >= MIN_CALIBRATED_SCORE
+        missed = crop.missed + int((hit & ~kept).sum())
+        counts = int((kept & hit).sum()), int((kept & ~hit).sum()), missed
+        total.add(PanopticCounts(float(crop.iou[kept].sum()), *counts))
     return round(total.quality, 2)
 
 

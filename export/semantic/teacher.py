@@ -30,14 +30,9 @@ def add_teacher(pictures: Sequence[Picture], teacher: Path, classes: int, cache:
     The teacher runs with test-time augmentation: whole images, overlapping windows, and mirror images.
 
     Args:
-        pictures: images without a teacher.
         teacher: ONNX network in tfiseg's format with the class IDs of the training.
-        classes: number of classes.
         cache: path ``NAME.npy`` for the probabilities (88 KB per image with 21 classes), with a list of the
             images in ``NAME.json``. If both match, the teacher does not run.
-
-    Returns:
-        The images with probabilities.
 
     Raises:
         InputError: the teacher has another number of classes.

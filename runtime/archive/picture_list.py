@@ -18,15 +18,10 @@ PATH_COLUMN = "path"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file.
+    """A picture file."""
 
-    Args:
-        path: absolute path, which each machine of the cluster must be able to read.
-        file_name: name in records: relative to the given folder, or the path as given.
-    """
-
-    path: str
-    file_name: str
+    path: str  # absolute path, which each machine of the cluster must be able to read
+    file_name: str  # name in records: relative to the given folder, or the path as given
 
 
 def list_pictures(source: str) -> list[Picture]:

@@ -91,14 +91,11 @@ def segment_archive(
 
     Args:
         source: see ``list_pictures``. Each machine of the cluster must find the files under the same paths.
-        out: output folder.
         settings: settings of the segmenters; 0 ``threads`` means one thread per worker.
         address: address of a Ray cluster, e.g. "auto" or "ray://host:10001"; "local" starts one on this
             machine.
         workers: number of segmenters; default: one per CPU, or per GPU with an engine.
         output_format: "jsonl", or "coco" to also write coco.json.
-        quiet: show no progress bar.
-        worker: class of the actors.
 
     Returns:
         The content of summary.json.
@@ -255,8 +252,7 @@ def _add_missing(folder: ArchiveFolder, todo: list[Picture]) -> None:
     for picture in todo:
         if picture.path not in folder.done and printable(picture.path) not in reported:
             folder.add_error(
-                picture.path,
-                "its worker died several times; a picture of the same task may be the cause",
+                picture.path, "its worker died several times; a picture of the same task may be the cause"
             )
 
 

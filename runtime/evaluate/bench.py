@@ -102,8 +102,6 @@ def bench(
     Args:
         folder: evaluation set whose class maps are tiled; None for the synthetic source.
         side_px: side of the class map, 64..2048.
-        threads: threads of the operator and of OpenCV.
-        peers: measure the peers.
 
     Returns:
         A JSON object: medians in ms per megapixel, ratios to the operator, growth for four times the pixels,

@@ -25,25 +25,15 @@ _DIFFERENCE_BGR = (0, 0, 255)
 
 @dataclass(frozen=True)
 class FrameComparison:
-    """The comparison of one frame.
-
-    Attributes:
-        name: name of the frame.
-        label_agreement: percentage of pixels with the same class.
-        counts: matches of all instances.
-        stable: matches of the stable instances.
-        noise: output -> energy of the difference.
-        signal: output -> energy of the reference.
-        network_ms: times of the reference and the candidate, which run one after the other.
-    """
+    """The comparison of one frame."""
 
     name: str
-    label_agreement: float
-    counts: PanopticCounts
-    stable: StableCounts
-    noise: dict[str, float]
-    signal: dict[str, float]
-    network_ms: tuple[float, float]
+    label_agreement: float  # percentage of pixels with the same class
+    counts: PanopticCounts  # matches of all instances
+    stable: StableCounts  # matches of the stable instances
+    noise: dict[str, float]  # output -> energy of the difference
+    signal: dict[str, float]  # output -> energy of the reference
+    network_ms: tuple[float, float]  # times of the reference and the candidate, which run one after the other
 
 
 @dataclass
@@ -62,10 +52,16 @@ class Comparison:
     @property
     def quality(self) -> float:
         """PQ of the candidate's instances against the reference's, 0..100; 100 if neither has any."""
+        quality = self.counts.quality
+        return 100.0 if math.isnan(quality) else quality
+
+    @property
+    def counts(self) -> PanopticCounts:
+        """Matches of all instances of all frames."""
         total = PanopticCounts()
         for frame in self.frames:
             total.add(frame.counts)
-        return 100.0 if math.isnan(total.quality) else total.quality
+        return total
 
     @property
     def stable(self) -> StableCounts:
@@ -101,9 +97,6 @@ class Comparison:
 
     def report(self) -> dict[str, Any]:
         """Return the comparison as a JSON object."""
-        total = PanopticCounts()
-        for frame in self.frames:
-            total.add(frame.counts)
         worst = self.worst(1)[0]
         times = [float(np.median([f.network_ms[k] for f in self.frames])) for k in (0, 1)]
         return {
@@ -115,7 +108,7 @@ class Comparison:
             "stable_PQ": round(self.stable_quality, 2),
             "score_agreement": round(self.score_agreement, 2),
             "stable_instances": _count_matches(self.stable.panoptic),
-            "instances": _count_matches(total),
+            "instances": _count_matches(self.counts),
             "worst_frame": {"name": worst.name, "label_agreement": round(worst.label_agreement, 3)},
             "network_ms": {"reference": round(times[0], 2), "candidate": round(times[1], 2)},  # medians
             "times_as_fast": round(
@@ -145,11 +138,9 @@ def compare(
     """Compare two networks on frames.
 
     Args:
-        reference: the reference network.
         candidate: the other network, with the same classes.
         frames: images, uint8 (H, W, 3) BGR.
         names: names of the frames; default: their numbers.
-        quiet: show no progress bar.
 
     Raises:
         InputError: there are no frames, or the networks have different classes.

@@ -22,11 +22,8 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
     for counts, picture, found in cases:
         numbers, truth = np.unique(picture.truth, return_inverse=True)
         colored = instance_colors(len(numbers))[truth.reshape(picture.truth.shape)]
-        left = np.where(
-            (picture.truth > 0)[..., None],
-            cv2.addWeighted(picture.image, 0.4, colored, 0.6, 0),
-            picture.image,
-        )
+        painted = cv2.addWeighted(picture.image, 0.4, colored, 0.6, 0)
+        left = np.where((picture.truth > 0)[..., None], painted, picture.image)
         pair = np.hstack([_fit(left.astype(np.uint8)), _fit(found.draw(picture.image))])
         text = (
             f"{picture.name}: {counts.true_positives} correct, {counts.false_positives} false, "
@@ -43,11 +40,8 @@ def contact_sheet(cases: Sequence[tuple[PanopticCounts, EvalPicture, Instances]]
 def _fit(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = _SHEET_CELL_HW
     scale = min(height / image.shape[0], width / image.shape[1])
-    small = cv2.resize(
-        image,
-        (max(1, int(image.shape[1] * scale)), max(1, int(image.shape[0] * scale))),
-        interpolation=cv2.INTER_AREA,
-    )
+    size_wh = tuple(max(1, int(side * scale)) for side in image.shape[1::-1])
+    small = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
     cell = np.zeros((height, width, 3), np.uint8)
     cell[: small.shape[0], : small.shape[1]] = small
     return cell

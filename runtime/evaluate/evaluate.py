@@ -55,7 +55,6 @@ def evaluate(
     """Score instances against an evaluation set.
 
     Args:
-        folder: folder of the evaluation set.
         semantic: "truth" clusters the true class maps by ``split``, see ``tfiseg.cluster``; "model" runs
             ``segmenter`` on the pictures.
         out: folder for contact sheets of the ten best, median and worst pictures.
@@ -180,14 +179,9 @@ def _keep_shared_classes(
 def _gain(ours: _Tally, baseline: _Tally) -> dict[str, Any]:
     scores = baseline.precision.scores()
     gain, low, high = paired_gain(ours.pictures, baseline.pictures)
-    interval = [round(low, 2), round(high, 2)]
-    return {
-        "PQ": round(baseline.total.pooled.quality, 2),
-        "AP": scores["AP"],
-        "AP50": scores["AP50"],
-        "PQ_gain": round(gain, 2),
-        "interval_95": interval,
-    }
+    gains = {"PQ_gain": round(gain, 2), "interval_95": [round(low, 2), round(high, 2)]}
+    quality = round(baseline.total.pooled.quality, 2)
+    return {"PQ": quality, "AP": scores["AP"], "AP50": scores["AP50"], **gains}
 
 
 def _rank_pictures(scores: Sequence[PanopticCounts]) -> dict[str, list[int]]:

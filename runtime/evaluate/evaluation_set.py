@@ -24,27 +24,16 @@ _CLASSES = map_of(text(200), text(3, "[0-9]{1,2}|1[0-9][0-9]|2[0-4][0-9]|25[0-5]
 
 @dataclass(frozen=True)
 class EvalPicture:
-    """A picture of an evaluation set.
+    """A picture of an evaluation set."""
 
-    Attributes:
-        name: file name without suffix.
-        image: uint8 (H, W, 3) BGR.
-        truth: true label map, int32 (H, W), 0 = none.
-        semantic: true class map, uint8 (H, W), 255 = ignore.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    truth: NDArray[np.int32]
-    semantic: NDArray[np.uint8]
+    name: str  # file name without suffix
+    image: NDArray[np.uint8]  # uint8 (H, W, 3) BGR
+    truth: NDArray[np.int32]  # true label map, int32 (H, W), 0 = none
+    semantic: NDArray[np.uint8]  # true class map, uint8 (H, W), 255 = ignore
 
 
 def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
-    """Return the pictures of an evaluation set, which are read on access, and class ID -> name.
-
-    Raises:
-        InputError: the folder is no evaluation set.
-    """
+    """Return an evaluation set's pictures, read on access, and class ID -> name; raises InputError."""
     for required in ("images", "instances", "semantic", "classes.json"):
         if not (folder / required).exists():
             raise InputError(
@@ -89,8 +78,5 @@ class EvalPictures(Sequence[EvalPicture]):
 def keep_classes(picture: EvalPicture, ids: set[int]) -> EvalPicture:
     """Return the picture with objects of these classes only; others become background."""
     other = ~np.isin(picture.semantic, [*ids, IGNORE])
-    return replace(
-        picture,
-        truth=np.where(other, 0, picture.truth),
-        semantic=np.where(other, 0, picture.semantic).astype(np.uint8),
-    )
+    semantic = np.where(other, 0, picture.semantic).astype(np.uint8)
+    return replace(picture, truth=np.where(other, 0, picture.truth), semantic=semantic)

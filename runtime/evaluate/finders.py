@@ -33,19 +33,12 @@ Find = Callable[[EvalPicture], Instances]
 
 
 def truth_finders(
-    names: dict[int, str],
-    split: Split,
-    refiner: Refiner | None,
-    against: Sequence[str],
-    min_area: int | None,
+    names: dict[int, str], split: Split, refiner: Refiner | None, against: Sequence[str], min_area: int | None
 ) -> dict[str, Find]:
     """Return the finders on true class maps, ours first.
 
     Args:
-        names: class ID -> name of the set.
         split: split of our finder, without a refiner.
-        refiner: refines connected components instead.
-        against: names of the baselines.
         min_area: minimum area in pixels of all finders; default: that of the refiner, else 25.
     """
     _check_baselines(against)
@@ -85,13 +78,7 @@ def truth_finders(
 def model_finders(
     names: dict[int, str], segmenter: Segmenter, against: Sequence[str]
 ) -> tuple[dict[str, Find], set[int]]:
-    """Return the finders on pictures, ours first, and the set's class IDs that the model knows.
-
-    Args:
-        names: class ID -> name of the set.
-        segmenter: our finder; the baselines cluster its class maps.
-        against: names of the baselines.
-    """
+    """Return the finders on pictures, ours first, and the set's class IDs that the model knows."""
     _check_baselines(against)
     if _SHIPPED in against:
         raise InputError(

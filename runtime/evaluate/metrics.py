@@ -14,6 +14,9 @@ from ...errors import MissingDependencyError
 from ...instances import Instances
 from ...plugins.settings import IGNORE
 
+_DRAWS = 2000  # of pictures, for the interval of a gain
+_BAND_SHARE = 0.02  # width of the band inside each outline, as a share of the picture's diagonal
+
 
 @dataclass
 class PanopticCounts:
@@ -40,16 +43,11 @@ class PanopticCounts:
 
 @dataclass
 class PictureScore:
-    """The counts of one picture, or the sum over pictures.
+    """The counts of one picture, or the sum over pictures."""
 
-    Attributes:
-        pooled: counts of all classes.
-        per_class: class ID -> counts.
-        matches: (predicted, true) instance numbers of one picture.
-    """
-
-    pooled: PanopticCounts = field(default_factory=PanopticCounts)
-    per_class: dict[int, PanopticCounts] = field(default_factory=dict)
+    pooled: PanopticCounts = field(default_factory=PanopticCounts)  # counts of all classes
+    per_class: dict[int, PanopticCounts] = field(default_factory=dict)  # class ID -> counts
+    # (predicted, true) instance numbers of one picture
     matches: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, other: PictureScore) -> None:
@@ -60,7 +58,7 @@ class PictureScore:
 
 
 def paired_gain(
-    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts], draws: int = 2000, seed: int = 0
+    ours: Sequence[PanopticCounts], theirs: Sequence[PanopticCounts]
 ) -> tuple[float, float, float]:
     """Return the gain in PQ of ``ours`` over ``theirs``, and the limits of its 95% interval.
 
@@ -80,7 +78,7 @@ def paired_gain(
         )
 
     our_quality, their_quality = quality(table.sum(1))
-    sample = np.random.default_rng(seed).integers(0, len(ours), (draws, len(ours)))
+    sample = np.random.default_rng(0).integers(0, len(ours), (_DRAWS, len(ours)))
     sampled = quality(table[:, sample].sum(2))
     low, high = np.percentile(sampled[0] - sampled[1], (2.5, 97.5))
     return float(our_quality - their_quality), float(low), float(high)
@@ -92,7 +90,7 @@ def panoptic_counts(
     truth: NDArray[np.int32],
     truth_semantic: NDArray[np.uint8],
 ) -> PictureScore:
-    """Match the predicted and true instances of one picture.
+    """Match the predicted and true instances of one picture, and count the matches.
 
     A pair matches if the classes agree and IoU > 0.5. Ignored pixels belong to no instance.
 
@@ -101,9 +99,6 @@ def panoptic_counts(
         predicted_class: class IDs of instances 1..n, int32 (n,).
         truth: true label map, int32 (H, W), 0 = none.
         truth_semantic: true class map, uint8 (H, W), 255 = ignore.
-
-    Returns:
-        The counts and the matches.
     """
     known = truth_semantic != IGNORE
     numbers = np.unique(truth[known])
@@ -137,15 +132,9 @@ def panoptic_counts(
     return score
 
 
-def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], share: float = 0.02) -> float:
-    """Return the IoU of two masks near their outlines (Cheng et al., CVPR 2021).
-
-    Args:
-        predicted: bool (H, W).
-        truth: bool (H, W).
-        share: width of the band inside each outline, as a share of the picture's diagonal.
-    """
-    width = max(1, round(share * float(np.hypot(*predicted.shape))))
+def boundary_iou(predicted: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Return the IoU of two masks (H, W) near their outlines (Cheng et al., CVPR 2021)."""
+    width = max(1, round(_BAND_SHARE * float(np.hypot(*predicted.shape))))
     rows, columns = (np.flatnonzero((predicted | truth).any(axis)) for axis in (1, 0))
     window = (slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2))
     bands = []

@@ -30,16 +30,12 @@ _MATCH_IOU = 0.5
 
 @dataclass
 class StableCounts:
-    """Counts of the stable instances of a frame, or the sum over frames.
+    """Counts of the stable instances of a frame, or the sum over frames."""
 
-    Attributes:
-        panoptic: stable instances of the reference that both networks have (IoU > 0.5, same class), and
-            stable instances of either network that the other network lacks.
-        score_change: sum of the absolute score changes of the instances that both have.
-    """
-
+    # stable instances of the reference that both networks have (IoU > 0.5, same class), and stable instances
+    # of either network that the other network lacks
     panoptic: PanopticCounts = field(default_factory=PanopticCounts)
-    score_change: float = 0.0
+    score_change: float = 0.0  # sum of the absolute score changes of the instances that both have
 
     def add(self, other: StableCounts) -> None:
         """Add the counts of another frame."""
@@ -48,19 +44,12 @@ class StableCounts:
 
 
 def stable_counts(
-    reference: MapClusterer,
-    candidate: MapClusterer,
-    maps: Maps,
-    other: Maps,
-    frame_size_hw: tuple[int, int],
+    reference: MapClusterer, candidate: MapClusterer, maps: Maps, other: Maps, frame_size_hw: tuple[int, int]
 ) -> StableCounts:
     """Match the stable instances of a frame.
 
     Args:
-        reference: the reference network.
-        candidate: the other network.
         maps: the reference's outputs, name -> float32 (1, channels, h, w).
-        other: the candidate's outputs.
         frame_size_hw: height and width of the frame in pixels.
     """
     ours = reference.cluster_maps(maps, frame_size_hw, margins=_STRICT)

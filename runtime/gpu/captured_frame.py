@@ -17,7 +17,7 @@ from ...plugins.settings import MAX_SIDE, ClusterSettings
 from .captured_steps import CapturedSteps, Step
 from .clusterer import DeviceClusterer
 from .cuda import Cuda
-from .execution_context import Context, is_capturable, shape_tuple
+from .execution_context import Context, is_capturable, run_context, shape_tuple
 from .frame_fitting import DevicePreprocessing, FittedFrame
 from .mask_refiner import DeviceMaskNetwork, DeviceMaskRefiner
 from .view_refiner import DeviceRefiner, DeviceViews
@@ -25,54 +25,35 @@ from .view_refiner import DeviceRefiner, DeviceViews
 
 @dataclass
 class DeviceNetwork:
-    """What frames in flight need of a network in GPU memory.
-
-    Args:
-        path: of the model, for messages.
-        cuda: the GPU.
-        types: output name -> dtype.
-        checked_shape: converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't
-            support that size.
-        set_up: called after a frame size has run for the first time.
-        new_context: creates an execution context for another frame size; None: all sizes share the lane's.
-        graphs: capture CUDA graphs; False after a capture has failed.
-        heads: cluster with the model's instance heads, if it has any.
-        preprocessing: a step before the network; None: the network's input is the frame.
-    """
+    """What frames in flight need of a network in GPU memory."""
 
     path: Path
     cuda: Cuda
-    types: Mapping[str, np.dtype[Any]]
+    types: Mapping[str, np.dtype[Any]]  # output name -> dtype
+    # converts a frame's (H, W, 3) to (1, H, W, 3); raises InputError if the network doesn't support that size
     checked_shape: Callable[[tuple[int, ...]], tuple[int, int, int, int]]
-    set_up: Callable[[], None]
+    set_up: Callable[[], None]  # called after a frame size has run for the first time
+    # creates an execution context for another frame size; None: all sizes share the lane's
     new_context: Callable[[], Context] | None = None
-    graphs: bool = True
-    heads: bool = True
+    graphs: bool = True  # capture CUDA graphs; False after a capture has failed
+    heads: bool = True  # cluster with the model's instance heads, if it has any
+    # a step before the network; None: the network's input is the frame
     preprocessing: DevicePreprocessing | None = None
 
 
 @dataclass(frozen=True)
 class LaneViews:
-    """The instance network of a lane, for views of a fixed number.
+    """The instance network of a lane, for views of a fixed number."""
 
-    Attributes:
-        views: to split components.
-        masks: to refine masks; None: they are not refined on the GPU.
-        thing_flags: 1 for the classes to refine, uint8 (256,).
-    """
-
-    views: DeviceViews
-    masks: DeviceMaskNetwork | None
-    thing_flags: NDArray[np.uint8]
+    views: DeviceViews  # to split components
+    masks: DeviceMaskNetwork | None  # to refine masks; None: they are not refined on the GPU
+    thing_flags: NDArray[np.uint8]  # 1 for the classes to refine, uint8 (256,)
 
 
 class CapturedFrame:
     """Memory of one frame size at fixed addresses, which CUDA graphs need.
 
     Args:
-        network: of the session.
-        context: execution context of the network.
-        stream: of the lane.
         shape: of the frame, (1, H, W, 3).
         settings: of the clustering operator; None: only the network runs.
         views: of the lane; None: no refinement.
@@ -209,8 +190,7 @@ class CapturedFrame:
         self._cuda.upload(int(self.frame), self.host_frame, self._stream)
 
     def _infer(self) -> None:
-        if not self.context.execute_async_v3(self._stream.handle):
-            raise EngineError(f"{self._network.path} could not be run: see the log")
+        run_context(self.context, self._stream.handle, self._network.path)
 
     def _download(self) -> None:
         for name, host in self.host.items():

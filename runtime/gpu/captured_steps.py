@@ -25,14 +25,7 @@ class Capturing(Protocol):
 
 
 class CapturedSteps:
-    """Steps that are enqueued one by one the first time, then as CUDA graphs.
-
-    Args:
-        network: of the session.
-        stream: of the lane.
-        steps: in their order.
-        set_up: called after the first run.
-    """
+    """Steps that are enqueued one by one the first time, before ``set_up``, then as CUDA graphs."""
 
     def __init__(
         self, network: Capturing, stream: Any, steps: Sequence[Step], set_up: Callable[[], None]

@@ -31,11 +31,8 @@ class DeviceClusterer:
     """Clusters maps at fixed addresses on the GPU; a CUDA graph can capture ``enqueue``.
 
     Args:
-        cuda: the GPU.
-        addresses: of the maps.
         settings: of the operator. Rules for missing maps are ignored, and ``max_instances`` is limited to
             ``MAX_GPU_INSTANCES``.
-        shapes: of the maps by name, for messages.
 
     Raises:
         EngineError: the operator doesn't support these maps.
@@ -105,23 +102,22 @@ class DeviceClusterer:
             name: self._cuda.allocate_array(shape, kind) for name, (shape, kind) in self.shapes.items()
         }
         self._workspace = self._cuda.allocate(size)
-        self._result = ResultStruct(
-            struct_size=ctypes.sizeof(ResultStruct),
-            **{name: int(memory) for name, memory in self.memory.items()},
-            workspace=int(self._workspace),
-            workspace_bytes=size,
-        )
+        addresses = {name: int(memory) for name, memory in self.memory.items()}
+        self._result = ResultStruct(**addresses, workspace=int(self._workspace), workspace_bytes=size)
 
     def enqueue(self, stream_handle: int) -> None:
         """Enqueue the operator on a stream; nothing is copied to the host."""
-        status = self.library.tfiseg_cluster_cuda(
-            ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle)
-        )
-        check_status(self.library, status, "clustering")
+        cluster = self.library.tfiseg_cluster_cuda
+        enqueue(self.library, cluster, stream_handle, self._problem, self._result, what="clustering")
 
 
-def check_status(library: ctypes.CDLL, status: int, what: str) -> None:
-    """Raise EngineError for an error status of the C API; ``what``: names the failed step."""
+def enqueue(library: ctypes.CDLL, function: Any, stream_handle: int, *arguments: Any, what: str) -> None:
+    """Call a function of the C API on a stream; raises EngineError, with ``what`` as the failed step.
+
+    Structures are passed by reference.
+    """
+    given = (ctypes.byref(one) if isinstance(one, ctypes.Structure) else one for one in arguments)
+    status = function(*given, ctypes.c_void_p(stream_handle))
     if status:
         raise EngineError(
             f"{what} on the GPU failed: {library.tfiseg_status_string(status).decode()} (status {status})"

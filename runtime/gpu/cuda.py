@@ -23,14 +23,11 @@ class Cuda:
 
     Use and release memory, streams and graphs inside ``with cuda.current()``, from any thread.
 
-    Args:
-        ordinal: CUDA's index of the GPU.
-
     Raises:
         MissingDependencyError: PyCUDA isn't installed. EngineError: there is no such GPU.
     """
 
-    def __init__(self, ordinal: int = 0) -> None:
+    def __init__(self) -> None:
         try:
             import pycuda.driver as driver
         except ImportError as missing:
@@ -41,9 +38,9 @@ class Cuda:
         self._driver = driver
         try:
             driver.init()
-            self._context = _primary_context(driver, ordinal)
+            self._context = _primary_context(driver)
         except driver.Error as wrong:
-            raise EngineError(f"CUDA device {ordinal} can't be used: {wrong}") from wrong
+            raise EngineError(f"CUDA device 0 can't be used: {wrong}") from wrong
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -126,13 +123,13 @@ class Graph:
 
 
 @functools.cache
-def _primary_context(driver: Any, ordinal: int) -> Any:
+def _primary_context(driver: Any) -> Any:
     """Retain the primary context of a device, once per process.
 
     PyCUDA compares Context objects, not CUDA handles, when it frees memory. With a second object of the same
     context, memory freed in another thread would leak with a warning.
     """
-    return driver.Device(ordinal).retain_primary_context()
+    return driver.Device(0).retain_primary_context()
 
 
 @functools.cache

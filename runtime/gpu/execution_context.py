@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
+
+from ...errors import EngineError
 
 # outputs of instance networks
 MAPS, FOREGROUND = ("displacement", "affinity", "boundary"), "foreground"
@@ -24,6 +27,12 @@ class Context(Protocol):
 def is_capturable(context: Context) -> bool:
     """Return whether the work of a context can be captured in a CUDA graph; by default it can."""
     return bool(getattr(context, "is_capturable", True))
+
+
+def run_context(context: Context, stream_handle: int, path: Path) -> None:
+    """Enqueue the network of a file; raises EngineError."""
+    if not context.execute_async_v3(stream_handle):
+        raise EngineError(f"{path} could not be run: see the log")
 
 
 def shape_tuple(shape: Any) -> tuple[int, ...]:

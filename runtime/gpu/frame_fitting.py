@@ -13,20 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import TfisegError
-from .clusterer import check_status, cuda_library
+from .clusterer import cuda_library, enqueue
 from .cuda import Cuda, pointer
 
 
 @dataclass(frozen=True)
 class DevicePreprocessing:
-    """Preprocessing that a network leaves to its session.
+    """Preprocessing that a network leaves to its session."""
 
-    Args:
-        input_name: name of the network's input, float32 (1, 3, h, w), 0..255.
-        size_hw: returns the input's size (h, w) for a frame's (H, W), in pixels.
-    """
-
-    input_name: str
+    input_name: str  # name of the network's input, float32 (1, 3, h, w), 0..255
+    # returns the input's size (h, w) for a frame's (H, W), in pixels
     size_hw: Callable[[tuple[int, int]], tuple[int, int]]
 
 
@@ -34,7 +30,6 @@ class FittedFrame:
     """A frame at a network's size in GPU memory; a CUDA graph can capture ``enqueue``.
 
     Args:
-        cuda: the GPU.
         frame: address of the frame, uint8 (H, W, 3).
         frame_hw: its size in pixels.
         size_hw: the network's input size in pixels.
@@ -50,8 +45,8 @@ class FittedFrame:
         """Enqueue the kernel on a stream."""
         source = pointer(self._frame), *map(ctypes.c_int32, self._frame_hw)
         result = pointer(int(self.memory)), *map(ctypes.c_int32, self._size_hw)
-        status = self._library.tfiseg_fit_frame_cuda(*source, *result, pointer(stream_handle))
-        check_status(self._library, status, "preprocessing")
+        fit = self._library.tfiseg_fit_frame_cuda
+        enqueue(self._library, fit, stream_handle, *source, *result, what="preprocessing")
 
 
 def can_fit_frames() -> bool:

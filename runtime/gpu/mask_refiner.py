@@ -21,9 +21,9 @@ from ...plugins.native import VALUE_TYPES, MapAddresses
 from ...plugins.settings import ClusterSettings
 from ...plugins.views import VIEW_COLUMNS
 from .captured_steps import Step
-from .clusterer import MAX_GPU_INSTANCES, DeviceClusterer, check_status
+from .clusterer import MAX_GPU_INSTANCES, DeviceClusterer, enqueue
 from .cuda import Cuda
-from .execution_context import FOREGROUND, Context, is_capturable, shape_tuple
+from .execution_context import FOREGROUND, Context, is_capturable, run_context, shape_tuple
 from .view_refiner import DeviceRefiner, DeviceViews
 
 
@@ -33,10 +33,8 @@ class DeviceMaskNetwork:
     Its maps lie behind those of ``views`` in one buffer, as tfiseg_refine_masks_cuda takes them.
 
     Args:
-        cuda: the GPU.
         views: of the lane; their foreground maps move to the buffer.
         context: another execution context of the network.
-        types: output name -> dtype.
 
     Raises:
         EngineError: the network doesn't support these views.
@@ -45,7 +43,7 @@ class DeviceMaskNetwork:
     def __init__(
         self, cuda: Cuda, views: DeviceViews, context: Context, types: Mapping[str, np.dtype[Any]]
     ) -> None:
-        self.views, self._context = views, context
+        self.views, self.context = views, context
         network, count = views.settings.network, views.settings.view_count
         self.side = side = network.outline_px
         inputs = {"views": (count, side, side, 3), "masks": (count, side, side)}
@@ -72,25 +70,15 @@ class DeviceMaskNetwork:
         sides = [known_shape[2]] * known_shape[0] + [shapes[FOREGROUND][2]] * count
         self.map_sides = np.array(sides, np.int32)
 
-    @property
-    def is_capturable(self) -> bool:
-        """Whether a CUDA graph can capture the network."""
-        return is_capturable(self._context)
-
     def infer(self, stream_handle: int) -> None:
         """Enqueue the network on the rendered views."""
-        if not self._context.execute_async_v3(stream_handle):
-            raise EngineError(f"{self.views.settings.network.path} could not be run: see the log")
+        run_context(self.context, stream_handle, self.views.settings.network.path)
 
 
 class DeviceMaskRefiner:
     """Refines the masks of instances that consist of a ``DeviceRefiner``'s parts.
 
     Args:
-        cuda: the GPU.
-        stream: of the lane.
-        network: of the lane.
-        refiner: finds the parts.
         frame: address of the frame uint8 (H, W, 3).
 
     Raises:
@@ -141,7 +129,6 @@ class DeviceMaskRefiner:
     def _views_struct(self, frame: int, refiner: DeviceRefiner) -> MaskViewsStruct:
         network, settings = self._network, self._network.views.settings
         struct = MaskViewsStruct(
-            struct_size=ctypes.sizeof(MaskViewsStruct),
             height=self._frame_hw[0],
             width=self._frame_hw[1],
             frame=frame,
@@ -157,15 +144,14 @@ class DeviceMaskRefiner:
             images=int(network.memory["views"]),
             masks=int(network.memory["masks"]),
         )
-        self._views_workspace = self._cuda.allocate(mask_views_workspace_bytes(struct, self._library))
-        struct.workspace = int(self._views_workspace)
-        struct.workspace_bytes = mask_views_workspace_bytes(struct, self._library)
+        size = mask_views_workspace_bytes(struct, self._library)
+        self._views_workspace = self._cuda.allocate(size)
+        struct.workspace, struct.workspace_bytes = int(self._views_workspace), size
         return struct
 
     def _refinement_struct(self, rows: int) -> MaskRefinementStruct:
         network, components = self._network, self._components.memory
         struct = MaskRefinementStruct(
-            struct_size=ctypes.sizeof(MaskRefinementStruct),
             height=self._frame_hw[0],
             width=self._frame_hw[1],
             **{name: self._address(name) for name in ("label_map", "count", "table", "views", "map_sides")},
@@ -212,7 +198,7 @@ class DeviceMaskRefiner:
             (self._relabel, True),
             (functools.partial(self._components.enqueue, stream), True),
             (self._render_views, True),
-            (functools.partial(self._network.infer, stream), self._network.is_capturable),
+            (functools.partial(self._network.infer, stream), is_capturable(self._network.context)),
             (self._refine, True),
             (self._download, True),
         ]
@@ -235,24 +221,18 @@ class DeviceMaskRefiner:
 
     def _relabel(self) -> None:
         pointers = {name: ctypes.c_void_p(int(memory)) for name, memory in self._memory.items()}
-        status = self._library.tfiseg_relabel_cuda(
-            ctypes.c_void_p(self._parts),
-            *self._frame_hw,
-            pointers["numbers"],
-            pointers["classes"],
-            len(self._given["numbers"]),
-            pointers["label_map"],
-            pointers["class_map"],
-            ctypes.c_void_p(self._stream.handle),
-        )
-        check_status(self._library, status, "selecting instances")
+        given = pointers["numbers"], pointers["classes"], len(self._given["numbers"])
+        results = pointers["label_map"], pointers["class_map"]
+        arguments = ctypes.c_void_p(self._parts), *self._frame_hw, *given, *results
+        self._enqueue(self._library.tfiseg_relabel_cuda, *arguments, what="selecting instances")
 
     def _render_views(self) -> None:
-        stream = ctypes.c_void_p(self._stream.handle)
-        status = self._library.tfiseg_cut_mask_views_cuda(ctypes.byref(self._views), stream)
-        check_status(self._library, status, "rendering views for mask refinement")
+        render = self._library.tfiseg_cut_mask_views_cuda
+        self._enqueue(render, self._views, what="rendering views for mask refinement")
 
     def _refine(self) -> None:
-        stream = ctypes.c_void_p(self._stream.handle)
-        status = self._library.tfiseg_refine_masks_cuda(ctypes.byref(self._refinement), stream)
-        check_status(self._library, status, "mask refinement")
+        refine = self._library.tfiseg_refine_masks_cuda
+        self._enqueue(refine, self._refinement, what="mask refinement")
+
+    def _enqueue(self, function: Any, *arguments: Any, what: str) -> None:
+        enqueue(self._library, function, self._stream.handle, *arguments, what=what)

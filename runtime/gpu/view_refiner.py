@@ -27,9 +27,9 @@ from ...plugins.views import (
     views_workspace_bytes,
 )
 from .captured_steps import Step
-from .clusterer import ON_CUDA, DeviceClusterer, check_status
+from .clusterer import ON_CUDA, DeviceClusterer, enqueue
 from .cuda import Cuda
-from .execution_context import Context, is_capturable, shape_tuple
+from .execution_context import Context, is_capturable, run_context, shape_tuple
 
 DEFAULT_VIEWS = 16  # per frame; 4 of 295 photos need more (docs/reference/instance-network.md)
 MAX_PARTS = 256  # per component
@@ -53,19 +53,12 @@ class ViewNetwork(Protocol):
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Settings of view refinement.
-
-    Args:
-        network: the instance network.
-        thing_flags: 1 for the classes to refine, uint8 (256,).
-        view_count: views per frame.
-        outlines: also predict foreground maps, for mask refinement.
-    """
+    """Settings of view refinement."""
 
     network: ViewNetwork
-    thing_flags: NDArray[np.uint8]
-    view_count: int = DEFAULT_VIEWS
-    outlines: bool = False
+    thing_flags: NDArray[np.uint8]  # 1 for the classes to refine, uint8 (256,)
+    view_count: int = DEFAULT_VIEWS  # views per frame
+    outlines: bool = False  # also predict foreground maps, for mask refinement
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -82,11 +75,7 @@ class DeviceViews:
     """The instance network and the operator for a fixed number of views.
 
     Args:
-        cuda: the GPU.
-        library: libtfiseg_plugin.so.
-        context: execution context of the network.
         types: output name -> dtype; all maps have one dtype.
-        settings: number of views, and the network.
 
     Raises:
         EngineError: the network doesn't support these views, or the operator its maps.
@@ -100,7 +89,7 @@ class DeviceViews:
         types: Mapping[str, np.dtype[Any]],
         settings: ViewSettings,
     ) -> None:
-        self.settings, self._context, self._library = settings, context, library
+        self.settings, self.context, self._library = settings, context, library
         network, views, side = settings.network, settings.view_count, settings.network.view_px
         inputs = {"views": (views, side, side, 3), "masks": (views, side, side)}
         for name, shape in inputs.items():
@@ -136,12 +125,8 @@ class DeviceViews:
                 f"{self.shapes}"
             )
         self._workspace = cuda.allocate(size)
-        self._result = ResultStruct(
-            struct_size=ctypes.sizeof(ResultStruct),
-            **{name: int(memory) for name, memory in self.parts.items()},
-            workspace=int(self._workspace),
-            workspace_bytes=size,
-        )
+        addresses = {name: int(memory) for name, memory in self.parts.items()}
+        self._result = ResultStruct(**addresses, workspace=int(self._workspace), workspace_bytes=size)
 
     def _operator_problem(self, network: ViewNetwork, value_type: int) -> ProblemStruct:
         """Return the arguments of the operator, as ``refine.refiner.split_components`` sets them."""
@@ -161,25 +146,19 @@ class DeviceViews:
         )
         return fill_struct(maps, self._settings)
 
-    @property
-    def is_capturable(self) -> bool:
-        """Whether a CUDA graph can capture the network."""
-        return is_capturable(self._context)
-
     def infer(self, stream_handle: int) -> None:
         """Enqueue the network on the rendered views."""
-        if not self._context.execute_async_v3(stream_handle):
-            raise EngineError(f"{self.settings.network.path} could not be run: see the log")
+        run_context(self.context, stream_handle, self.settings.network.path)
 
     def cluster(self, stream_handle: int) -> None:
         """Enqueue the operator on the network's maps."""
-        arguments = (ctypes.byref(self._problem), ctypes.byref(self._result), ctypes.c_void_p(stream_handle))
-        check_status(self._library, self._library.tfiseg_cluster_cuda(*arguments), "clustering views")
+        cluster = self._library.tfiseg_cluster_cuda
+        enqueue(self._library, cluster, stream_handle, self._problem, self._result, what="clustering views")
 
     def move_output(self, name: str, memory: Any) -> None:
         """Let the network write an output to other device memory."""
         self.memory[name] = memory
-        self._context.set_tensor_address(name, int(memory))
+        self.context.set_tensor_address(name, int(memory))
 
     def address(self, name: str, k: int) -> int:
         """Return the address of view k in an input or output of the network, such as "views"."""
@@ -191,8 +170,6 @@ class DeviceRefiner:
     """Refines components at fixed addresses on the GPU, in ``steps`` that a lane enqueues.
 
     Args:
-        cuda: the GPU.
-        views: of the lane.
         thing_flags: 1 for the classes to refine, uint8 (256,).
         frame: address of a frame uint8 (H, W, 3).
         components: the operator that finds the components, at the frame's size.
@@ -225,7 +202,6 @@ class DeviceRefiner:
         for name, part in {"regions": "regions", "view_counts": "count", "view_tables": "table"}.items():
             self.shapes[name], self.memory[name] = views.part_shapes[part], views.parts[part]
         self._view_problem = ViewsStruct(
-            struct_size=ctypes.sizeof(ViewsStruct),
             height=height,
             width=width,
             frame=frame,
@@ -251,7 +227,6 @@ class DeviceRefiner:
         self._workspace = cuda.allocate(size)
         self._view_problem.workspace, self._view_problem.workspace_bytes = int(self._workspace), size
         self._parts_problem = PiecesStruct(
-            struct_size=ctypes.sizeof(PiecesStruct),
             max_parts=MAX_PARTS,
             least_regions=2,
             labels=int(views.parts["label_map"]),
@@ -266,21 +241,16 @@ class DeviceRefiner:
         views = self.views
         steps: list[tuple[Callable[[int], None], bool]] = [
             (self._render_views, True),
-            (views.infer, views.is_capturable),
+            (views.infer, is_capturable(views.context)),
             (views.cluster, True),
             (self._place_parts, True),
         ]
         return [(functools.partial(step, stream_handle), capturable) for step, capturable in steps]
 
     def _render_views(self, stream_handle: int) -> None:
-        stream = ctypes.c_void_p(stream_handle)
-        status = self.library.tfiseg_cut_views_cuda(ctypes.byref(self._view_problem), stream)
-        check_status(self.library, status, "rendering views")
+        render = self.library.tfiseg_cut_views_cuda
+        enqueue(self.library, render, stream_handle, self._view_problem, what="rendering views")
 
     def _place_parts(self, stream_handle: int) -> None:
-        arguments = (
-            ctypes.byref(self._view_problem),
-            ctypes.byref(self._parts_problem),
-            ctypes.c_void_p(stream_handle),
-        )
-        check_status(self.library, self.library.tfiseg_place_pieces_cuda(*arguments), "placing parts")
+        place, problems = self.library.tfiseg_place_pieces_cuda, (self._view_problem, self._parts_problem)
+        enqueue(self.library, place, stream_handle, *problems, what="placing parts")

@@ -9,16 +9,9 @@ OK, OPTIONAL, MISSING, WRONG = "ok", "optional", "missing", "wrong"
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
-
-    Attributes:
-        name: name of the checked part.
-        state: "ok", "optional" (not installed and not required), "missing" or "wrong".
-        found: what was found.
-        fix: command or instruction that improves the state; "" if there is none.
-    """
+    """The result of one check."""
 
     name: str
-    state: str
+    state: str  # "ok", "optional" (not installed and not required), "missing" or "wrong"
     found: str
-    fix: str = ""
+    fix: str = ""  # command or instruction that improves the state; "" if there is none

@@ -14,22 +14,15 @@ from .installation import NATIVE, Facts, normalize_name
 from .jetson import jetson_checks
 
 _OPENCV = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
+    *("opencv-python", "opencv-python-headless"),
+    *("opencv-contrib-python", "opencv-contrib-python-headless"),
 )
 _ONNXRUNTIME = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 _PYTHONS = ((3, 10), (3, 13))
 _RTX_CAPABILITIES = ("7.5", "8.6", "8.9", "12.")
 _MIN_VERSIONS = {
-    "numpy": (1, 26),
-    "cv2": (4, 9),
-    "onnxruntime": (1, 20),
-    "av": (14,),
-    "tensorrt": (10, 3),
-    "tensorrt_rtx": (1,),
-    "cmake": (3, 24),
+    **{"numpy": "1.26", "cv2": "4.9", "onnxruntime": "1.20", "av": "14"},
+    **{"tensorrt": "10.3", "tensorrt_rtx": "1", "cmake": "3.24"},
 }
 _REINSTALL = "pip install . in the repository"
 
@@ -63,11 +56,9 @@ def doctor_text(facts: Facts, checks: Sequence[Check]) -> str:
         if check.fix:
             lines.append(f"{'':<8}  {'':<{width}}  -> {check.fix}")
     count = {state: sum(check.state == state for check in checks) for state in (OK, OPTIONAL, MISSING, WRONG)}
-    verdict = (
-        f"{count[MISSING]} missing, {count[WRONG]} wrong"
-        if not is_healthy(checks)
-        else "Nothing that is needed is missing or wrong"
-    )
+    verdict = "Nothing that is needed is missing or wrong"
+    if not is_healthy(checks):
+        verdict = f"{count[MISSING]} missing, {count[WRONG]} wrong"
     return "\n".join([*lines, f"{verdict}; {count[OK]} ok, {count[OPTIONAL]} optional things are not here."])
 
 
@@ -92,13 +83,8 @@ def _checks(facts: Facts) -> Iterator[Check]:
     yield from _tools(facts)
     extra = "jetson" if facts.machine.l4t else "tensorrt"
     yield _optional(facts, "PyCUDA", "pycuda.driver", "pycuda", f'pip install ".[{extra}]" in the repository')
-    yield _optional(
-        facts,
-        "onnx",
-        "onnx",
-        "onnx",
-        'pip install ".[calibration]" in the repository (build, inspect and triton use it)',
-    )
+    fix = 'pip install ".[calibration]" in the repository (build, inspect and triton use it)'
+    yield _optional(facts, "onnx", "onnx", "onnx", fix)
     for package, extra in (  # not imported, because that takes seconds
         ("torch", "torch"),
         ("transformers", "hf"),
@@ -106,12 +92,10 @@ def _checks(facts: Facts) -> Iterator[Check]:
         ("mcap", "live"),
         ("foxglove-sdk", "live"),
     ):
-        found = facts.packages.get(package)
-        yield (
-            Check(package, OK, found)
-            if found
-            else Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]" in the repository')
-        )
+        if found := facts.packages.get(package):
+            yield Check(package, OK, found)
+        else:
+            yield Check(package, OPTIONAL, "not installed", f'pip install ".[{extra}]" in the repository')
 
 
 def _python(facts: Facts) -> Check:
@@ -129,14 +113,10 @@ def _required(facts: Facts, name: str, module: str, fix: str) -> Check:
         return Check(name, MISSING, "not installed", fix)
     if found.error:
         return Check(name, WRONG, found.error, fix.replace("pip install", "pip install --force-reinstall"))
-    minimum = _MIN_VERSIONS.get(module, ())
-    if _numbers(found.version) < minimum:
-        return Check(
-            name,
-            WRONG,
-            f"{found.version}; tfiseg needs {'.'.join(map(str, minimum))} or later",
-            fix.replace("install", "install -U"),
-        )
+    minimum = _MIN_VERSIONS.get(module, "")
+    if _numbers(found.version) < _numbers(minimum):
+        fix = fix.replace("install", "install -U")
+        return Check(name, WRONG, f"{found.version}; tfiseg needs {minimum} or later", fix)
     return Check(name, OK, found.version)
 
 
@@ -160,12 +140,8 @@ def _opencv(facts: Facts) -> Check:
     gui = re.search(r"(?m)^\s*GUI:\s*(\w*)", build)
     parts.append(f"windows {'yes' if gui and gui[1].upper() != 'NONE' else 'no'}")
     if not _is_built_with(build, "FFmpeg"):
-        return Check(
-            "OpenCV",
-            WRONG,
-            f"{check.found} reads no video files: built without FFmpeg",
-            "pip install opencv-python-headless",
-        )
+        found = f"{check.found} reads no video files: built without FFmpeg"
+        return Check("OpenCV", WRONG, found, "pip install opencv-python-headless")
     fix = ""
     if facts.machine.l4t and not _is_built_with(build, "GStreamer"):
         fix = "for CSI cameras: sudo apt install gstreamer1.0-tools"
@@ -247,24 +223,16 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
         reason = (module.error if module else "") or "it is a shell without the library"
         return Check(name, WRONG, f"{' and '.join(f'{k} {v}' for k, v in installed.items())}: {reason}", fix)
     assert module is not None
-    if _numbers(module.version) < _MIN_VERSIONS[flavour]:
-        return Check(
-            name,
-            WRONG,
-            f"{module.version}; tfiseg needs {'.'.join(map(str, _MIN_VERSIONS[flavour]))} or later",
-            fix,
-        )
+    minimum = _MIN_VERSIONS[flavour]
+    if _numbers(module.version) < _numbers(minimum):
+        return Check(name, WRONG, f"{module.version}; tfiseg needs {minimum} or later", fix)
     wheel_cuda = next(
         (int(found[1]) for package in installed if (found := re.search(r"-cu(\d+)", package))), None
     )
     if wheel_cuda and machine.cuda and _numbers(machine.cuda)[0] < wheel_cuda:
         older = f"pip uninstall it and install its -cu{_numbers(machine.cuda)[0]} wheel, or update the driver"
-        return Check(
-            name,
-            WRONG,
-            f"{module.version} is built for CUDA {wheel_cuda}, the driver supports {machine.cuda}",
-            older,
-        )
+        state = f"{module.version} is built for CUDA {wheel_cuda}, the driver supports {machine.cuda}"
+        return Check(name, WRONG, state, older)
     note = ""
     if (
         flavour == "tensorrt_rtx"
@@ -279,11 +247,8 @@ def _tensorrt(facts: Facts, flavour: str) -> Check:
 
 def _tensorrt_fix(flavour: str, machine: Machine) -> str:
     if flavour == "tensorrt_rtx":
-        return (
-            'pip install ".[rtx]" in the repository (desktop RTX GPUs)'
-            if machine.platform == "linux-x86_64"
-            else ""
-        )
+        has_wheel = machine.platform == "linux-x86_64"
+        return 'pip install ".[rtx]" in the repository (desktop RTX GPUs)' if has_wheel else ""
     if machine.l4t:
         return "sudo apt install python3-libnvinfer, and create the venv with --system-site-packages"
     return (
@@ -295,44 +260,26 @@ def _tensorrt_fix(flavour: str, machine: Machine) -> str:
 def _plugin_check(facts: Facts) -> Check:
     plugin, name = facts.plugin, "plugin"
     if plugin is None:
-        return Check(
-            name,
-            OPTIONAL,
-            "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it",
-            "tfiseg plugin build",
-        )
+        found = "libtfiseg_plugin.so is not built: TensorRT engines and CUDA programs need it"
+        return Check(name, OPTIONAL, found, "tfiseg plugin build")
     if isinstance(plugin, str):
         return Check(name, WRONG, plugin, "tfiseg plugin build --force")
     if not plugin["is_of_this_source"]:
-        return Check(
-            name,
-            WRONG,
-            f"{plugin['path']} was built from another version of tfiseg",
-            "tfiseg plugin build --force",
-        )
+        found = f"{plugin['path']} was built from another version of tfiseg"
+        return Check(name, WRONG, found, "tfiseg plugin build --force")
     headers, module = plugin.get("tensorrt_headers"), facts.modules.get("tensorrt")
     installed = module.version if module and module.details.get("is_complete") else ""
     if headers and installed and _numbers(headers)[0] > _numbers(installed)[0]:
         found = f"compiled for TensorRT {headers}, installed is {installed}"
         return Check(name, WRONG, found, "TENSORRT_ROOT=<folder of its include/> tfiseg plugin build --force")
-    architectures, capability = (
-        list(plugin.get("architectures", [])),
-        (facts.machine.compute_capability or "").replace(".", ""),
-    )
+    architectures = list(plugin.get("architectures", []))
+    capability = (facts.machine.compute_capability or "").replace(".", "")
     if capability and capability not in architectures:
         if "PTX" not in architectures:
-            return Check(
-                name,
-                WRONG,
-                f"compiled for {', '.join(architectures)}, this GPU is {capability}",
-                "tfiseg plugin build --arch native --force",
-            )
-        return Check(
-            name,
-            OK,
-            f"{_interface(headers)}; for this GPU it is compiled at first use",
-            "faster start: tfiseg plugin build --arch native",
-        )
+            found = f"compiled for {', '.join(architectures)}, this GPU is {capability}"
+            return Check(name, WRONG, found, "tfiseg plugin build --arch native --force")
+        found = f"{_interface(headers)}; for this GPU it is compiled at first use"
+        return Check(name, OK, found, "faster start: tfiseg plugin build --arch native")
     return Check(name, OK, f"{_interface(headers)}; for {', '.join(architectures)}")
 
 
@@ -345,18 +292,15 @@ def _tools(facts: Facts) -> Iterator[Check]:
     headers = "sudo apt install libnvinfer-headers-dev, or pip install --no-deps kernel-lens==2.0.1"
     for name, tool in facts.tools.items():
         fix = headers if name == "TensorRT headers" else 'pip install ".[plugin]" in the repository'
-        minimum = _MIN_VERSIONS.get(name, ())
+        minimum = _MIN_VERSIONS.get(name, "")
         if tool.path is None:
             found = (
                 "can't be run" if "can't be run" in tool.error else "not found; building the plugin needs it"
             )
             yield Check(name, OPTIONAL, found, fix)
-        elif tool.version and _numbers(tool.version) < minimum:
+        elif tool.version and _numbers(tool.version) < _numbers(minimum):
             yield Check(
-                name,
-                OPTIONAL,
-                f"{tool.version} is too old; building the plugin needs {'.'.join(map(str, minimum))}",
-                fix,
+                name, OPTIONAL, f"{tool.version} is too old; building the plugin needs {minimum}", fix
             )
         else:
             yield Check(name, OK, f"{tool.version} {tool.path}".strip())
@@ -369,12 +313,7 @@ def _optional(facts: Facts, name: str, module: str, package: str, fix: str) -> C
     version = facts.packages.get(package) or found.version
     if found.error and "libcuda" in found.error and not facts.machine.gpu:
         return Check(name, OK, f"{version}; needs a GPU")
-    return Check(
-        name,
-        WRONG if found.error else OK,
-        f"{version}: {found.error}" if found.error else version,
-        fix if found.error else "",
-    )
+    return Check(name, WRONG, f"{version}: {found.error}", fix) if found.error else Check(name, OK, version)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

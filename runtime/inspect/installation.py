@@ -49,53 +49,33 @@ _PROBE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Module:
-    """The result of importing an installed module in a separate process.
+    """The result of importing an installed module in a separate process."""
 
-    Attributes:
-        version: its version, or "".
-        error: why it cannot be imported, or None.
-        details: the values of its probe.
-    """
-
-    version: str = ""
-    error: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    version: str = ""  # its version, or ""
+    error: str | None = None  # why it cannot be imported, or None
+    details: Mapping[str, Any] = field(default_factory=dict)  # the values of its probe
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A program or folder that building the plugin needs.
+    """A program or folder that building the plugin needs."""
 
-    Attributes:
-        path: its path, or None if it is not found.
-        version: its version, or "".
-        error: why it is not found.
-    """
-
-    path: str | None = None
-    version: str = ""
-    error: str = ""
+    path: str | None = None  # its path, or None if it is not found
+    version: str = ""  # its version, or ""
+    error: str = ""  # why it is not found
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts about an installation.
-
-    Attributes:
-        machine: the machine.
-        packages: name -> version of the installed packages.
-        modules: name -> result of the import, for modules that are installed.
-        tools: name -> program or folder.
-        plugin: ``plugin_info()``, None if the plugin is not built, or a sentence about its problem.
-        network: file of the default network, or None.
-    """
+    """The facts about an installation."""
 
     machine: Machine
-    packages: Mapping[str, str]
-    modules: Mapping[str, Module]
-    tools: Mapping[str, Tool]
+    packages: Mapping[str, str]  # name -> version of the installed packages
+    modules: Mapping[str, Module]  # name -> result of the import, for modules that are installed
+    tools: Mapping[str, Tool]  # name -> program or folder
+    # ``plugin_info()``, None if the plugin is not built, or a sentence about its problem
     plugin: Mapping[str, Any] | str | None
-    network: Path | None
+    network: Path | None  # file of the default network, or None
 
 
 def collect_facts() -> Facts:
@@ -122,10 +102,7 @@ def start_probes(
 ) -> Callable[[], dict[str, Module]]:
     """Import modules in parallel processes; the returned function waits for the results.
 
-    Args:
-        names: names of the modules.
-        probes: name -> additional statements, which store values in ``found``.
-        seconds: timeout of all imports.
+    ``probes``: name -> additional statements, which store values in ``found``.
     """
     processes = {
         name: subprocess.Popen(

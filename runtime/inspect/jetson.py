@@ -12,21 +12,13 @@ from .installation import Facts
 
 @dataclass(frozen=True)
 class JetPack:
-    """A release and the versions that it installs.
-
-    Attributes:
-        version: version of the release.
-        l4t: start of its L4T version; None if this does not identify the release.
-        tensorrt: version of TensorRT.
-        cuda: version of CUDA.
-        python: version of the system's Python.
-    """
+    """A release and the versions that it installs."""
 
     version: str
-    l4t: str | None
+    l4t: str | None  # start of its L4T version; None if this does not identify the release
     tensorrt: str
     cuda: str
-    python: str
+    python: str  # version of the system's Python
 
 
 # docs/guide/jetson.md

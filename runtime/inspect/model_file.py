@@ -51,12 +51,9 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if path.suffix not in (".onnx", *_PLAN_SUFFIXES):
         raise InputError(f"{path} is neither a network (.onnx) nor an engine ({', '.join(_PLAN_SUFFIXES)})")
     if not path.is_file():
-        sidecar = sidecar_path(path)
-        hint = (
-            f"; its metadata {sidecar.name} exists and states how it was built: see built_from in it"
-            if sidecar.is_file()
-            else ""
-        )
+        sidecar, hint = sidecar_path(path), ""
+        if sidecar.is_file():
+            hint = f"; its metadata {sidecar.name} exists and states how it was built: see built_from in it"
         raise InputError(f"there is no file {path}{hint}")
     report = {
         "file": str(path),

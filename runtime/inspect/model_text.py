@@ -13,12 +13,7 @@ from ..networks.instance_session import is_for_groups
 
 
 def inspection_text(report: Mapping[str, Any], with_layers: bool = False) -> str:
-    """Return a description of ``inspect_file`` as text.
-
-    Args:
-        report: the description.
-        with_layers: list each layer of a network.
-    """
+    """Return a description of ``inspect_file`` as text."""
     lines = [f"{report['file']}: {_kind(report)}, {_size(report['bytes'])}, sha256 {report['sha256']}"]
     lines += _onnx_lines(report, with_layers) if report["kind"] == "onnx" else _engine_lines(report)
     return "\n".join(lines + [f"WRONG: {problem}" for problem in report["problems"]])
@@ -31,24 +26,20 @@ def _kind(report: Mapping[str, Any]) -> str:
 
 
 def _onnx_lines(report: Mapping[str, Any], with_layers: bool) -> list[str]:
-    lines = [_row(name, ", ".join(_signature(t) for t in report[name])) for name in ("inputs", "outputs")]
+    lines = []
+    for side in ("inputs", "outputs"):
+        tensors = (f"{t['name']} {t['dtype']} ({', '.join(map(str, t['shape']))})" for t in report[side])
+        lines.append(_row(side, ", ".join(tensors)))
     lines += _model_lines(report["model"])
     if report["weights_unchanged"] is not None:
-        state = (
-            "those of the export"
-            if report["weights_unchanged"]
-            else "changed since the export (`tfiseg build` does this)"
-        )
-        lines.append(
-            _row("weights", f"{state}; the export's sha256 {report['model']['weights_sha256'][:16]}...")
-        )
+        changed = "changed since the export (`tfiseg build` does this)"
+        state = "those of the export" if report["weights_unchanged"] else changed
+        digest = report["model"]["weights_sha256"][:16]
+        lines.append(_row("weights", f"{state}; the export's sha256 {digest}..."))
     lines.append(_row("layers", _precision(report)))
     opset = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
     lines.append(
-        _row(
-            "opset",
-            f"{opset}; IR {report['ir_version']}; producer {report['producer'] or 'unknown'}",
-        )
+        _row("opset", f"{opset}; IR {report['ir_version']}; producer {report['producer'] or 'unknown'}")
     )
     for file in report["external_data"]:
         size = "missing" if file["bytes"] is None else _size(file["bytes"])
@@ -87,12 +78,8 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
             f"  there is no metadata file {sidecar}: an engine can be read only by the TensorRT that wrote it"
         ]
     builder, source, precision = record["built_with"], record["built_from"], record["precision"]
-    state = (
-        "truncated, replaced or damaged"
-        if report["problems"]
-        else "intact: size and sha256 are those of the record"
-    )
-    lines = [_row("file", state)]
+    intact = "intact: size and sha256 are those of the record"
+    lines = [_row("file", "truncated, replaced or damaged" if report["problems"] else intact)]
     lines.append(_row("built from", f"{source['onnx']}, sha256 {source['onnx_sha256'][:16]}..."))
     lines.append(_row("command", source["command"]))
     lines.append(_inputs(source["shapes"]))
@@ -100,11 +87,8 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
         f", {name} {builder[key]}" if builder.get(key) else ""
         for key, name in (("cuda", "CUDA"), ("driver", "driver"))
     )
-    lines.append(
-        _row(
-            "built with", f"{builder['flavour']} {builder['version']} on {builder['platform']}{cuda}{driver}"
-        )
-    )
+    tools = f"{builder['flavour']} {builder['version']} on {builder['platform']}{cuda}{driver}"
+    lines.append(_row("built with", tools))
     lines.append(_row("runs on", _gpus(builder)))
     differences = "; ".join(
         f"{mismatch['what']}: the engine has {mismatch['engine']}, this machine {mismatch['machine']}"
@@ -120,17 +104,12 @@ def _engine_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(_row("kept higher", ", ".join(precision["kept_high"])))
     lines.append(_row("gate", _gate(record.get("gate"))))
     plugin = record.get("plugin")
+    text = "none: clustering runs after the network"
     if plugin:
         inside = " (inside the engine)" if builder.get("version_compatible") else ""
-        lines.append(
-            _row(
-                "plugin",
-                f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}, sha256 "
-                f"{plugin['sha256'][:16]}...{inside}",
-            )
-        )
-    else:
-        lines.append(_row("plugin", "none: clustering runs after the network"))
+        name = f"{plugin['namespace']}::{plugin['name']} version {plugin['version']}"
+        text = f"{name}, sha256 {plugin['sha256'][:16]}...{inside}"
+    lines.append(_row("plugin", text))
     return lines + _model_lines(record["model"])
 
 
@@ -149,12 +128,10 @@ def _gpus(builder: Mapping[str, Any]) -> str:
         gpus = "every NVIDIA GPU from Ampere on"
     elif capabilities:
         gpus = f"compute capability {capabilities}" + (f" ({builder['gpu']})" if builder.get("gpu") else "")
+    elif builder.get("flavour") == "tensorrt_rtx":
+        gpus = "every GPU that this TensorRT supports"
     else:
-        gpus = (
-            "every GPU that this TensorRT supports"
-            if builder.get("flavour") == "tensorrt_rtx"
-            else str(builder.get("gpu") or "unknown GPUs")
-        )
+        gpus = str(builder.get("gpu") or "unknown GPUs")
     compatible = builder.get("version_compatible")
     return f"{gpus}; {'this TensorRT and newer ones' if compatible else 'this version of TensorRT only'}"
 
@@ -183,40 +160,25 @@ def _model_lines(metadata: Mapping[str, Any] | None) -> list[str]:
     names, things = list(metadata["class_names"]), set(metadata["things"])
     classes = ", ".join(f"{k} {name}{'*' if k in things else ''}" for k, name in enumerate(names))
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode()).hexdigest()
-    lines = [
-        _row(
-            "model", f"{metadata.get('name', 'unnamed')}, stride {metadata['stride']}, metadata {digest[:16]}"
-        )
-    ]
-    class_text = (
-        f"{len(names)}, of which {len(things)} countable (*): {classes}"
-        if names
-        else "none: the network separates objects of any class"
-    )
+    name = metadata.get("name", "unnamed")
+    lines = [_row("model", f"{name}, stride {metadata['stride']}, metadata {digest[:16]}")]
+    class_text = "none: the network separates objects of any class"
+    if names:
+        class_text = f"{len(names)}, of which {len(things)} countable (*): {classes}"
     lines.append(_row("classes", class_text))
     if "rules" in metadata:  # the instance network
-        lines.append(
-            _row(
-                "rules",
-                f"{', '.join(metadata['rules'])}; views of {metadata['view_px']}x{metadata['view_px']} px",
-            )
-        )
+        side = metadata["view_px"]
+        lines.append(_row("rules", f"{', '.join(metadata['rules'])}; views of {side}x{side} px"))
         if "min_area" in metadata:
             lines.append(_row("made for", f"objects of {metadata['min_area']} px and more"))
         if "lone_odds" in metadata:
             ratio = metadata["lone_odds"]
             exhaustive = "; exhaustive refinement" if is_for_groups(ratio) else ""
             lines.append(_row("single objects", f"{ratio} for each group{exhaustive}"))
-    lines += [
-        _row(key.replace("_", " "), str(metadata[key]))
-        for key in ("training_data", "licence")
-        if key in metadata
-    ]
+    for key in ("training_data", "licence"):
+        if key in metadata:
+            lines.append(_row(key.replace("_", " "), str(metadata[key])))
     return lines
-
-
-def _signature(tensor: Mapping[str, Any]) -> str:
-    return f"{tensor['name']} {tensor['dtype']} ({', '.join(map(str, tensor['shape']))})"
 
 
 def _row(name: str, text: str) -> str:

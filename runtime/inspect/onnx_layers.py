@@ -21,19 +21,12 @@ _DOMAINS = ("", "ai.onnx", "com.microsoft")  # QGemm is of the last
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """The precision of one layer.
+    """The precision of one layer."""
 
-    Attributes:
-        name: name of the node, or of its output if the node has none.
-        op: operator.
-        precision: "fp32", "fp16" or "int8" (both operands are dequantized, or the operator takes integers).
-        macs: multiply-accumulates of one run; None if a shape is unknown.
-    """
-
-    name: str
+    name: str  # name of the node, or of its output if the node has none
     op: str
-    precision: str
-    macs: int | None = None
+    precision: str  # "fp32", "fp16" or "int8" (both operands are dequantized, or the operator takes integers)
+    macs: int | None = None  # multiply-accumulates of one run; None if a shape is unknown
 
 
 def layer_precisions(
@@ -44,7 +37,6 @@ def layer_precisions(
     Weights that are stored as float16 and cast to float32 count as float32.
 
     Args:
-        model: an ONNX network.
         shapes: tensor name -> shape from a run; other shapes are inferred.
     """
     import onnx

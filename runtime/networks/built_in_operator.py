@@ -11,21 +11,13 @@ MAX_INSTANCES = 256  # default of `tfiseg build`, for older engines whose metada
 
 @dataclass(frozen=True)
 class BuiltInOperator:
-    """Settings of the operator inside an engine.
+    """Settings of the operator inside an engine."""
 
-    Args:
-        things: classes that it clusters.
-        split: "auto", a ratio, or ratios by class id.
-        min_area: minimum area of an instance in pixels.
-        max_instances: maximum number of instances per frame.
-        heads: whether it uses instance heads.
-    """
-
-    things: tuple[int, ...]
-    split: Any
-    min_area: int
-    max_instances: int
-    heads: bool
+    things: tuple[int, ...]  # classes that it clusters
+    split: Any  # "auto", a ratio, or ratios by class id
+    min_area: int  # minimum area of an instance in pixels
+    max_instances: int  # maximum number of instances per frame
+    heads: bool  # whether it uses instance heads
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> BuiltInOperator:

@@ -102,7 +102,6 @@ _RECORD = schema.record(
         ),
     },
 )
-_MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
 def sidecar_path(engine: Path) -> Path:
@@ -140,10 +139,7 @@ def write_engine(engine: Path, plan: bytes, record: dict[str, Any]) -> None:
         "plan": {"sha256": hashlib.sha256(plan).hexdigest(), "bytes": len(plan)},
         **record,
     }
-    for path, content in (
-        (engine, plan),
-        (sidecar_path(engine), to_json(sealed, indent=2).encode() + b"\n"),
-    ):
+    for path, content in ((engine, plan), (sidecar_path(engine), to_json(sealed, indent=2).encode() + b"\n")):
         write_whole(path, content)
 
 
@@ -197,11 +193,8 @@ def mismatches(record: dict[str, Any], machine: Machine) -> list[Mismatch]:
         [made["compute_capability"]] if made.get("compute_capability") else []
     )
     if machine.compute_capability is None:
-        differ(
-            "GPU",
-            made.get("gpu") or (f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"),
-            None,
-        )
+        kind = f"compute capability {', '.join(built_for)}" if built_for else "an RTX GPU"
+        differ("GPU", made.get("gpu") or kind, None)
     elif built_for and not _capability_fits(made, built_for, machine.compute_capability):
         differ("compute capability", ", ".join(built_for), machine.compute_capability)
     plugin = record.get("plugin")
@@ -253,11 +246,7 @@ def _rebuild(record: dict[str, Any]) -> str:
 
 
 def checked_plan(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return an engine's plan and metadata, checked against each other and this machine.
-
-    Raises:
-        EngineError: a check fails.
-    """
+    """Return an engine's plan and metadata; raises EngineError if they don't fit this machine."""
     record = read_sidecar(path)
     plan = check_content(path, record)
     check_machine(path, record, this_machine())

@@ -16,29 +16,16 @@ FRAMES_IN_FLIGHT = 2
 
 
 class EngineSession(GpuSession):
-    """A semantic network in TensorRT.
+    """A semantic network in TensorRT; see ``OpenedPlan``, also for errors."""
 
-    Args:
-        path, plan, record: see ``OpenedPlan``, also for errors.
-        graphs: see ``GpuSession``.
-    """
-
-    def __init__(self, path: Path, plan: bytes, record: dict[str, Any], graphs: bool = True) -> None:
+    def __init__(self, path: Path, plan: bytes, record: dict[str, Any]) -> None:
         self._opened = opened = OpenedPlan(path, plan, record)
         types, min_shape, max_shape = opened.interface("frame")
         with opened.cuda.current():
             lanes = [(opened.context(), opened.cuda.stream()) for _ in range(FRAMES_IN_FLIGHT)]
         info = ModelInfo.from_json(json.dumps(record["model"]), str(path))
-        super().__init__(
-            path,
-            info,
-            opened.cuda,
-            lanes,
-            types,
-            ((min_shape[1], min_shape[2]), (max_shape[1], max_shape[2])),
-            graphs,
-            opened.context,
-        )
+        sizes = ((min_shape[1], min_shape[2]), (max_shape[1], max_shape[2]))
+        super().__init__(path, info, opened.cuda, lanes, types, sizes, new_context=opened.context)
         self.operator = BuiltInOperator.from_record(record) if "label_map" in types else None
 
     def set_up(self) -> None:

@@ -31,6 +31,7 @@ from .built_in_operator import BuiltInOperator
 from .model_info import ModelInfo
 from .native_preprocessing import SMALL, NativePreprocessing
 
+ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))  # smallest and largest frame of networks without a limit
 _log = logging.getLogger("tfiseg")
 
 
@@ -38,11 +39,7 @@ class GpuSession:
     """A network on the GPU, which any number of threads may call.
 
     Args:
-        path: of the model.
-        info: its metadata.
-        cuda: the GPU.
         lanes: execution context and stream of each frame in flight.
-        types: output name -> dtype.
         sizes: smallest and largest frame (H, W) that it supports.
         graphs: capture CUDA graphs; if a capture fails, the log reports it and the network runs without.
         new_context: creates an execution context for another frame size; None: sizes share a lane's context.
@@ -91,7 +88,6 @@ class GpuSession:
         return True
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -147,7 +143,6 @@ class GpuSession:
         Args:
             image: uint8 (H, W, 3) BGR, in host memory or on the GPU.
             settings: of the operator, with a split of 0.
-            view_settings: of the refinement.
 
         Raises:
             EngineError: the image has too many regions. ModelError: the instance network runs on the CPU.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import EngineError, ModelError
-from ..gpu.execution_context import Context, shape_tuple
+from ..gpu.execution_context import Context, run_context, shape_tuple
 from .engine_file import checked_plan
 from .instance_session import InstanceInfo, InstanceSession
 from .tensorrt_plan import OpenedPlan
@@ -69,9 +69,8 @@ class EngineInstanceSession(InstanceSession):
     def _run_batch(
         self, outputs: tuple[str, ...], views: NDArray[np.uint8], masks: NDArray[np.uint8]
     ) -> list[NDArray[np.float32]]:
-        count = min(
-            1 << (len(views) - 1).bit_length(), self._max_views
-        )  # few sizes: RTX compiles kernels for each
+        # few sizes: RTX compiles kernels for each
+        count = min(1 << (len(views) - 1).bit_length(), self._max_views)
         with self._lock, self.cuda.current():
             given = {
                 "views": np.zeros((count, *views.shape[1:]), np.uint8),
@@ -90,8 +89,7 @@ class EngineInstanceSession(InstanceSession):
                 self._context.set_tensor_address(name, self._allocate(name, array.nbytes))
             for name, array in given.items():
                 self.cuda.upload(int(self._memory[name]), array, self._stream)
-            if not self._context.execute_async_v3(self._stream.handle):
-                raise EngineError(f"{self.path} could not be run: see the log")
+            run_context(self._context, self._stream.handle, self.path)
             for name in outputs:
                 self.cuda.download(found[name], int(self._memory[name]), self._stream)
             self._stream.synchronize()

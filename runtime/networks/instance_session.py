@@ -22,19 +22,13 @@ DEFAULT_INSTANCE_MODEL = Path(__file__).parents[1] / "models" / "tfiseg-instance
 
 @dataclass(frozen=True)
 class InstanceMaps:
-    """Maps of K views of side S.
+    """Maps of K views of side S."""
 
-    Attributes:
-        displacement: (dy, dx) from each cell to the center of its object, in cells of 4 px, float32
-            (K, 2, S / 4, S / 4).
-        affinity: float32 (K, A, S / 4, S / 4) in [0, 1].
-        boundary: float32 (K, 1, S / 2, S / 2) in [0, 1].
-        foreground: float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``; None if not requested.
-    """
-
+    # (dy, dx) from each cell to the center of its object, in cells of 4 px, float32 (K, 2, S / 4, S / 4)
     displacement: NDArray[np.float32]
-    affinity: NDArray[np.float32]
-    boundary: NDArray[np.float32]
+    affinity: NDArray[np.float32]  # float32 (K, A, S / 4, S / 4) in [0, 1]
+    boundary: NDArray[np.float32]  # float32 (K, 1, S / 2, S / 2) in [0, 1]
+    # float32 (K, S / 2, S / 2), see ``InstanceSession.foreground``; None if not requested
     foreground: NDArray[np.float32] | None = None
 
 
@@ -45,25 +39,16 @@ def is_for_groups(lone_odds: float | None) -> bool:
 
 @dataclass(frozen=True)
 class InstanceInfo:
-    """Metadata of an instance network.
+    """Metadata of an instance network."""
 
-    Attributes:
-        view_px: side of the views in pixels.
-        outline_px: side of views that are rendered for mask refinement only, in pixels.
-        stride: of displacement and affinity, in pixels.
-        affinity_offsets: (dy, dx) in cells, int32 (A, 2).
-        rules: learned rules by name ("merge", "part", "join"), float32.
-        min_area: area in pixels of the smallest objects to find; None if unknown.
-        lone_odds: number of single objects for each group, among splittable components of the class maps that
-            the network was trained for; None if unknown.
-    """
-
-    view_px: int
-    outline_px: int
-    stride: int
-    affinity_offsets: NDArray[np.int32]
-    rules: dict[str, NDArray[np.float32]]
-    min_area: int | None = None
+    view_px: int  # side of the views in pixels
+    outline_px: int  # side of views that are rendered for mask refinement only, in pixels
+    stride: int  # of displacement and affinity, in pixels
+    affinity_offsets: NDArray[np.int32]  # (dy, dx) in cells, int32 (A, 2)
+    rules: dict[str, NDArray[np.float32]]  # learned rules by name ("merge", "part", "join"), float32
+    min_area: int | None = None  # area in pixels of the smallest objects to find; None if unknown
+    # number of single objects for each group, among splittable components of the class maps that the network
+    # was trained for; None if unknown
     lone_odds: float | None = None
 
     @staticmethod
@@ -71,26 +56,23 @@ class InstanceInfo:
         """Parse metadata. Raises ModelError if it is damaged or of another format."""
         try:
             version = metadata_version(text, "instance_format")
-            if version == INSTANCE_FORMAT:
-                return _make_info(instance_metadata(text))
+            data = instance_metadata(text) if version == INSTANCE_FORMAT else None
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
-        raise ModelError(
-            f"{path} is no instance network for this version: its format is {version}, expected "
-            f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."
+        if data is None:
+            raise ModelError(
+                f"{path} is no instance network for this version: its format is {version}, expected "
+                f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."
+            )
+        return InstanceInfo(
+            view_px=data["view_px"],
+            outline_px=data.get("outline_px", data["view_px"]),  # older models have one side
+            stride=data["stride"],
+            affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
+            rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
+            min_area=data.get("min_area"),
+            lone_odds=data.get("lone_odds"),
         )
-
-
-def _make_info(data: dict[str, Any]) -> InstanceInfo:
-    return InstanceInfo(
-        view_px=data["view_px"],
-        outline_px=data.get("outline_px", data["view_px"]),  # older models have one side
-        stride=data["stride"],
-        affinity_offsets=np.asarray(data["affinity_offsets"], np.int32),
-        rules={name: np.asarray(values, np.float32) for name, values in data["rules"].items()},
-        min_area=data.get("min_area"),
-        lone_odds=data.get("lone_odds"),
-    )
 
 
 class InstanceSession:
@@ -99,10 +81,7 @@ class InstanceSession:
     The attributes of ``InstanceInfo`` are attributes of the session.
 
     Args:
-        path: the file, for messages.
-        info: its metadata.
         side: side of the network's input in pixels; ``ANY_SIDE`` if it has no fixed size.
-        outputs: names of its outputs.
         max_batch: maximum number of views per call; None: any number.
 
     Raises:
@@ -139,7 +118,6 @@ class InstanceSession:
         """Make an execution context on a stream; return it with the dtypes of its outputs by name.
 
         Args:
-            stream: of the GPU.
             outputs: needed ones; there may be others.
 
         Raises:
@@ -157,8 +135,6 @@ class InstanceSession:
         """Open the sessions that frames will need, so that the first one need not wait.
 
         Args:
-            maps: components are split.
-            outlines: masks are refined.
             maps_alone: components are also split in views without foreground maps.
 
         Raises:
@@ -195,10 +171,8 @@ class InstanceSession:
     def map_shape(self, name: str, count: int, view_px: int) -> tuple[int, int, int, int]:
         """Return the shape (K, C, h, w) of an output for ``count`` views of side ``view_px``."""
         cells = view_px // self.stride
-        channels, side = {
-            "displacement": (2, cells),
-            "affinity": (len(self.affinity_offsets), cells),
-        }.get(name, (1, 2 * cells))
+        sizes = {"displacement": (2, cells), "affinity": (len(self.affinity_offsets), cells)}
+        channels, side = sizes.get(name, (1, 2 * cells))
         return count, channels, side, side
 
     def foreground(self, views: NDArray[np.uint8], masks: NDArray[np.uint8]) -> NDArray[np.float32]:

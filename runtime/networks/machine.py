@@ -33,35 +33,23 @@ WHEELS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Facts of a machine; None: not found.
+    """Facts of a machine; None: not found."""
 
-    Attributes:
-        platform: operating system and architecture, such as "linux-x86_64".
-        python: version of Python.
-        gpu: name of the first usable GPU.
-        compute_capability: of the GPU, such as "8.7".
-        cuda: version that the driver supports, such as "13.0".
-        driver: version of the kernel driver.
-        tensorrt, tensorrt_rtx: installed versions.
-        l4t, jetpack: releases of a Jetson's software.
-        os: name of the operating system.
-        cpus: number of CPUs.
-        cuda_error: why a GPU that is present can't be used.
-    """
-
-    platform: str
+    platform: str  # operating system and architecture, such as "linux-x86_64"
     python: str
-    gpu: str | None = None
-    compute_capability: str | None = None
-    cuda: str | None = None
-    driver: str | None = None
+    gpu: str | None = None  # name of the first usable GPU
+    compute_capability: str | None = None  # of the GPU, such as "8.7"
+    cuda: str | None = None  # version that the driver supports, such as "13.0"
+    driver: str | None = None  # version of the kernel driver
+    # tensorrt, tensorrt_rtx: installed versions
     tensorrt: str | None = None
     tensorrt_rtx: str | None = None
+    # l4t, jetpack: releases of a Jetson's software
     l4t: str | None = None
     jetpack: str | None = None
     os: str | None = None
     cpus: int | None = None
-    cuda_error: str | None = None
+    cuda_error: str | None = None  # why a GPU that is present can't be used
 
     def as_dict(self) -> dict[str, Any]:
         """Return the facts as plain values."""
@@ -93,7 +81,6 @@ def detect_machine(
     """Detect the facts of a machine.
 
     Args:
-        root: root of the file system.
         load: opens a shared library by name; raises OSError.
         run: returns the output of a command; None if it can't be run.
         version: returns the version of an installed package; raises PackageNotFoundError.
@@ -103,21 +90,19 @@ def detect_machine(
     error = gpu.error
     if listed and gpu.cuda is None:
         error = f"nvidia-smi lists {listed[0]}, but the driver's library libcuda.so.1 can't be loaded"
-    l4t = _l4t(root)
+    l4t, listed_driver = _l4t(root), listed[2] if listed else None
+    jetpack = _first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS)
     return Machine(
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         python=platform.python_version(),
         gpu=gpu.name,
         compute_capability=gpu.compute_capability,
         cuda=gpu.cuda,
-        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION)
-        or (listed[2] if listed else None),
+        driver=_first(r"Kernel Module.*?\s(\d+\.\d+[\d.]*)", root / _DRIVER_VERSION) or listed_driver,
         tensorrt=_installed("tensorrt", version),
         tensorrt_rtx=_installed("tensorrt_rtx", version),
         l4t=l4t,
-        jetpack=_first(r"(?ms)^Package: nvidia-jetpack$.*?^Version: ([\d.]+)", root / _DPKG_STATUS)
-        if l4t
-        else None,
+        jetpack=jetpack if l4t else None,
         os=_first(r'(?m)^PRETTY_NAME="?([^"\n]+)', root / _OS_RELEASE),
         cpus=os.cpu_count(),
         cuda_error=error,

@@ -85,31 +85,19 @@ _INSTANCE = record(
         "affinity_offsets": _OFFSETS,
         "rules": map_of(list_of(number(-_MAX_WEIGHT, _MAX_WEIGHT), 1, 100_000), text(_MAX_NAME), 16),
     },
-    {
-        **_TEXTS,
-        "outline_px": integer(8, 1024),
-        "min_area": MIN_AREA,
-        "lone_odds": number(0, 1e9, above=True),
-    },
+    {**_TEXTS, "outline_px": integer(8, 1024), "min_area": MIN_AREA, "lone_odds": number(0, 1e9, above=True)},
 )
 _ANY_VERSION = record({"format_version": integer(-(1 << 30), 1 << 30)})
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Metadata of a semantic network (``metadata_props["tfiseg"]``, JSON).
+    """Metadata of a semantic network (``metadata_props["tfiseg"]``, JSON)."""
 
-    Attributes:
-        class_names: by class ID, background first.
-        things: IDs of the countable classes.
-        stride: pixels of the input per cell of the logits.
-        extra: all keys, see docs/reference/metadata-format.md.
-    """
-
-    class_names: tuple[str, ...]
-    things: tuple[int, ...]
-    stride: int
-    extra: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...]  # by class ID, background first
+    things: tuple[int, ...]  # IDs of the countable classes
+    stride: int  # pixels of the input per cell of the logits
+    extra: dict[str, Any] = field(default_factory=dict)  # all keys, see docs/reference/metadata-format.md
 
     @staticmethod
     def from_json(text: str, source: str) -> ModelInfo:

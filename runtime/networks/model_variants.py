@@ -24,6 +24,8 @@ from .onnx_bytes import (
     NODE_INPUT,
     NODE_OUTPUT,
     OUTPUT,
+    TENSOR_NAME,
+    TENSOR_RAW,
     field,
     fields,
     graph_of,
@@ -38,20 +40,14 @@ WITHOUT_HEADS = "without_heads"  # metadata that replaces the rest if the heads 
 MIN_LONG_SIDE_PX, MAX_LONG_SIDE_PX = 64, 4096
 _LONG_SIDE = "pre.long_side"
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of a model; of one of its properties
-_TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Changes of a model file when it is loaded.
+    """Changes of a model file when it is loaded."""
 
-    Args:
-        heads: False removes the instance heads.
-        long_side_px: longer side in pixels that frames are scaled to; None: the file's own.
-    """
-
-    heads: bool = True
-    long_side_px: int | None = None
+    heads: bool = True  # False removes the instance heads
+    long_side_px: int | None = None  # longer side in pixels that frames are scaled to; None: the file's own
 
     def read(self, path: Path) -> bytes:
         """Return the content of ``path`` with these changes; unchanged if it is no ONNX model."""
@@ -87,7 +83,7 @@ def without_heads(model: bytes) -> bytes | None:
     kept = [
         field(NODE, _with_own_logits(value)) if kind == NODE else bytes(whole)
         for kind, value, whole in fields(graph_of(reduced))
-        if kind != INITIALIZER or not texts(value, _TENSOR_NAME)[0].startswith(HEADS_PREFIX)
+        if kind != INITIALIZER or not texts(value, TENSOR_NAME)[0].startswith(HEADS_PREFIX)
     ]
 
     def own(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -107,30 +103,24 @@ def _with_own_logits(node: memoryview) -> bytes:
 
 
 def with_long_side(model: bytes, long_side_px: int) -> bytes:
-    """Return the model with another longer side of the input, in pixels.
-
-    Raises:
-        InputError: the size is out of range, or the model has a fixed input size.
-    """
+    """Return the model with another longer side of the input, in pixels; raises InputError."""
     if not MIN_LONG_SIDE_PX <= long_side_px <= MAX_LONG_SIDE_PX:
         raise InputError(
             f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX} pixels, got {long_side_px}"
         )
     parts, found = [], False
     for kind, value, whole in fields(graph_of(model)):
-        if kind == INITIALIZER and texts(value, _TENSOR_NAME) == [_LONG_SIDE]:
+        if kind == INITIALIZER and texts(value, TENSOR_NAME) == [_LONG_SIDE]:
             raw = np.float32(long_side_px).tobytes()
-            changed = [field(n, raw) if n == _TENSOR_RAW else bytes(w) for n, _, w in fields(value)]
-            parts.append(field(INITIALIZER, b"".join(changed)))
+            tensor = [field(n, raw) if n == TENSOR_RAW else bytes(w) for n, _, w in fields(value)]
+            parts.append(field(INITIALIZER, b"".join(tensor)))
             found = True
         else:
             parts.append(bytes(whole))
     if not found:
         raise InputError("this model scales all frames to one fixed size: export it at another one")
-    changed_model = with_graph(model, b"".join(parts))
-    return _with_digest(
-        with_metadata(changed_model, lambda metadata: metadata | {"long_side_px": long_side_px})
-    )
+    changed = with_graph(model, b"".join(parts))
+    return _with_digest(with_metadata(changed, lambda metadata: metadata | {"long_side_px": long_side_px}))
 
 
 def _with_digest(model: bytes) -> bytes:
@@ -138,7 +128,7 @@ def _with_digest(model: bytes) -> bytes:
     weights = []
     for kind, value, _ in fields(graph_of(model)):
         if kind == INITIALIZER:
-            raw = b"".join(bytes(v) for number, v, _ in fields(value) if number == _TENSOR_RAW)
+            raw = b"".join(bytes(v) for number, v, _ in fields(value) if number == TENSOR_RAW)
             weights.append(raw or bytes(value))
     digest = hashlib.sha256(b"".join(sorted(weights))).hexdigest()
     return with_metadata(model, lambda metadata: metadata | {"weights_sha256": digest})

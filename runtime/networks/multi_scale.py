@@ -24,7 +24,6 @@ class MultiScaleSession:
     """A network whose logits are averaged over several passes.
 
     Args:
-        session: the network.
         scales: 1: the whole frame; 1.5: overlapping windows of two thirds of its longer side.
         flip: also process mirror images, with twice the passes.
         finer: factor by which the result has more rows and columns than the network's grid for a frame.
@@ -75,10 +74,8 @@ class MultiScaleSession:
     def _infer_windows(self, image: NDArray[np.uint8], scale: float, grid_hw: tuple[int, int]) -> Logits:
         """Average windows on the frame's grid; weights grow with the distance from borders."""
         height, width = image.shape[:2]
-        total, weight = (
-            np.zeros((len(self.info.class_names), *grid_hw), np.float32),
-            np.zeros(grid_hw, np.float32),
-        )
+        total = np.zeros((len(self.info.class_names), *grid_hw), np.float32)
+        weight = np.zeros(grid_hw, np.float32)
         for y, x, h, w in windows((height, width), scale):
             rows, at_y, row_weight = _cells(y, h, height, grid_hw[0])
             columns, at_x, column_weight = _cells(x, w, width, grid_hw[1])

@@ -22,6 +22,8 @@ from .onnx_bytes import (
     NODE_INPUT,
     NODE_OUTPUT,
     OUTPUT,
+    TENSOR_NAME,
+    TENSOR_RAW,
     as_varint,
     field,
     fields,
@@ -44,22 +46,15 @@ _CHAIN = [
 ]
 _NODE_OP, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_TEXT, _ATTRIBUTE_INTS = 1, 3, 4, 8
-_TENSOR_NAME, _TENSOR_RAW = 8, 9
 
 
 @dataclass(frozen=True)
 class NativePreprocessing:
-    """Size of a model's tensor ``pre.small``, float32 (1, 3, h, w) BGR, 0..255.
+    """Size of a model's tensor ``pre.small``, float32 (1, 3, h, w) BGR, 0..255."""
 
-    Args:
-        fixed_hw: size in pixels; None: it depends on the frame.
-        long_side_px: longer side in pixels.
-        side_multiple: sides are multiples of it.
-    """
-
-    fixed_hw: tuple[int, int] | None
-    long_side_px: np.float32 | None = None
-    side_multiple: np.float32 | None = None
+    fixed_hw: tuple[int, int] | None  # size in pixels; None: it depends on the frame
+    long_side_px: np.float32 | None = None  # longer side in pixels
+    side_multiple: np.float32 | None = None  # sides are multiples of it
 
     def size_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the input size for a frame size, with the graph's arithmetic in float32."""
@@ -181,9 +176,9 @@ def _constants(graph: memoryview) -> dict[str, memoryview]:
     for number, value, _ in fields(graph):
         if number == INITIALIZER:
             parts = {n: v for n, v, _ in fields(value)}
-            name = bytes(parts.get(_TENSOR_NAME, b"")).decode()
-            if name.startswith("pre.") and _TENSOR_RAW in parts:
-                raw[name] = parts[_TENSOR_RAW]
+            name = bytes(parts.get(TENSOR_NAME, b"")).decode()
+            if name.startswith("pre.") and TENSOR_RAW in parts:
+                raw[name] = parts[TENSOR_RAW]
     return raw
 
 

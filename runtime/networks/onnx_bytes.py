@@ -9,20 +9,12 @@ GRAPH = 7  # of a model
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12  # of a graph
 NODE_INPUT, NODE_OUTPUT, _NODE_NAME = 1, 2, 3
 _VALUE_NAME = 1  # of an input or output
-_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_LOCATION = 2, 8, 14
+_TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, _TENSOR_LOCATION = 2, 8, 9, 14
 _INT8 = 3
 
 
 def with_outputs(model: bytes, wanted: Collection[str]) -> bytes | None:
-    """Remove outputs from an ONNX model, and the nodes that only they need.
-
-    Args:
-        model: content of an ONNX file.
-        wanted: names of the outputs to keep.
-
-    Returns:
-        The reduced model; None if weights are in other files.
-    """
+    """Remove other outputs, and nodes that only they need; None if weights are in other files."""
     graph = graph_of(model)
     if weights_elsewhere(graph):
         return None
@@ -50,7 +42,7 @@ def with_own_int8(model: bytes) -> bytes:
     Layers in subgraphs keep shared constants.
     """
     graph = graph_of(model)
-    initializers = {texts(v, _TENSOR_NAME)[0]: v for kind, v, _ in fields(graph) if kind == INITIALIZER}
+    initializers = {texts(v, TENSOR_NAME)[0]: v for kind, v, _ in fields(graph) if kind == INITIALIZER}
     makers = {name: (INITIALIZER, tensor) for name, tensor in initializers.items() if _is_int8(tensor)}
     used = {name for kind, v, _ in fields(graph) if kind == OUTPUT for name in texts(v, _VALUE_NAME)}
     constants, parts, numbers = {"", *initializers}, list[bytes](), itertools.count(1)
@@ -60,7 +52,7 @@ def with_own_int8(model: bytes) -> bytes:
             used.add(name)
             return name
         copy, (kind, maker) = f"{name}/copy-{next(numbers)}", makers[name]
-        names = {_TENSOR_NAME: [copy]}
+        names = {TENSOR_NAME: [copy]}
         if kind == NODE:
             names = {NODE_INPUT: [own(n) for n in texts(maker, NODE_INPUT)]}
             names |= {NODE_OUTPUT: [copy], _NODE_NAME: [copy]}
@@ -106,11 +98,8 @@ def with_graph(model: bytes, graph: bytes) -> bytes:
 def weights_elsewhere(graph: memoryview) -> bool:
     """Return whether any weight is in another file."""
     tensors = (tensor for kind, tensor, _ in fields(graph) if kind == INITIALIZER)
-    return any(
-        number == _TENSOR_LOCATION and location
-        for tensor in tensors
-        for number, location, _ in fields(tensor)
-    )
+    parts = (part for tensor in tensors for part in fields(tensor))
+    return any(number == _TENSOR_LOCATION and location for number, location, _ in parts)
 
 
 def fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:

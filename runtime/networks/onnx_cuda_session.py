@@ -11,12 +11,10 @@ from pathlib import Path
 
 from ..gpu.cuda import Cuda
 from ..gpu.frame_fitting import can_fit_frames
-from .gpu_session import GpuSession
+from .gpu_session import ANY_SIZE, GpuSession
 from .model_variants import AS_IS, Variant
 from .onnx_binding import BoundContext, stream_options
 from .onnx_session import OnnxSession
-
-_ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
 
 
 class OnnxGpuSession(GpuSession):
@@ -27,7 +25,6 @@ class OnnxGpuSession(GpuSession):
         threads: CPU threads, for layers that the provider doesn't support.
         providers: ONNX Runtime execution providers; the first is CUDA's.
         device: where memory is allocated: "cuda"; tests use "cpu".
-        variant: changes of the file when it is loaded.
 
     Raises:
         ModelError: see ``OnnxSession``. EngineError, MissingDependencyError: see ``Cuda``.
@@ -50,5 +47,5 @@ class OnnxGpuSession(GpuSession):
         # one lane: a second stream would need a second session with another copy of the weights
         lanes = [(context, stream)]
         super().__init__(
-            path, opened.info, cuda, lanes, context.types, _ANY_SIZE, preprocessing=opened.preprocessing
+            path, opened.info, cuda, lanes, context.types, ANY_SIZE, preprocessing=opened.preprocessing
         )

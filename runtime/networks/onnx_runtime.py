@@ -35,10 +35,8 @@ def start_session(
         model: path of a file, or the content of one.
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, by priority.
-        provider_options: of each provider.
         name: name of the model in errors; default: the path, or "the network".
         fuse: False disables all graph optimizations.
-        unwanted_optimizers: graph optimizers to disable.
 
     Raises:
         ModelError: ONNX Runtime can't load the model.
@@ -124,7 +122,6 @@ def open_onnx(
     """Open a model file on the first provider, without falling back to others.
 
     Args:
-        path: the file.
         threads, providers, provider_options: see ``start_session``.
         model: content to load instead of the file's.
 

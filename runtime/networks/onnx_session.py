@@ -30,8 +30,6 @@ class OnnxSession:
             (1, C, h, w).
         threads: CPU threads; 0 = ONNX Runtime's own choice.
         providers: ONNX Runtime execution providers, by priority.
-        provider_options: of each provider.
-        variant: changes of the file when it is loaded.
         native: remove the preprocessing from the graph, if possible; ``preprocessing`` then describes it.
             None: on a CPU only.
 
@@ -67,7 +65,6 @@ class OnnxSession:
         check_interface(self.path, names, self._outputs)
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self._outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -33,9 +33,7 @@ def open_session(
     An engine is compared with its metadata and this machine before TensorRT loads it.
 
     Args:
-        path: of an ONNX model, or of an engine.
         threads, providers: see ``OnnxSession``.
-        variant: changes of an ONNX model when it is loaded.
         torch_device: run an ONNX model in PyTorch, on "cpu" or "cuda".
 
     Raises:
@@ -63,9 +61,7 @@ def _open_on_gpu(path: Path, threads: int, providers: Sequence[str], variant: Va
 
 
 def open_instance_session(
-    path: str | Path = DEFAULT_INSTANCE_MODEL,
-    threads: int = 0,
-    providers: Sequence[str] = DEFAULT_PROVIDERS,
+    path: str | Path = DEFAULT_INSTANCE_MODEL, threads: int = 0, providers: Sequence[str] = DEFAULT_PROVIDERS
 ) -> InstanceSession:
     """Open an instance network.
 

@@ -29,8 +29,6 @@ class OpenedPlan:
 
     Args:
         path: NAME.engine, checked by ``checked_plan``.
-        plan: its content.
-        record: its metadata.
 
     Raises:
         EngineError: TensorRT can't load it; the message has TensorRT's reason. MissingDependencyError:
@@ -76,7 +74,6 @@ def start(create: Callable[[], _T], module: Any, reasons: Callable[[], str]) -> 
     """Return a builder or runtime of TensorRT.
 
     Args:
-        create: creates it.
         module: ``tensorrt`` or ``tensorrt_rtx``.
         reasons: returns what TensorRT's logger received.
 

@@ -18,12 +18,8 @@ if TYPE_CHECKING:
 
 _MIN_OPSET = 13  # Softmax has another definition before
 _SIZES = ("Shape", "Size")  # depend only on the shape of their input
-_WEIGHTED = {
-    "Conv": 1,
-    "ConvTranspose": 1,
-    "MatMul": 1,
-    "Gemm": 1,
-}  # index of the weights, which half precision converts
+# index of the weights, which half precision converts
+_WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "MatMul": 1, "Gemm": 1}
 _MAX_SHAPES = 256  # limits the memory that photos of many sizes use
 
 Shapes: TypeAlias = "tuple[tuple[str, tuple[int, ...]], ...]"

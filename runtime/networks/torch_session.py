@@ -13,7 +13,7 @@ from ...errors import MissingDependencyError, ModelError
 from ...plugins.native import fit_frame
 from ..gpu.frame_fitting import can_fit_frames
 from ..gpu.torch_cuda import TorchCuda
-from .gpu_session import GpuSession
+from .gpu_session import ANY_SIZE, GpuSession
 from .model_info import METADATA_KEY, ModelInfo
 from .model_variants import AS_IS, Variant
 from .native_preprocessing import SMALL, NativePreprocessing, input_type, split_preprocessing
@@ -23,15 +23,9 @@ from .torch_network import TorchNetwork
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ANY_SIZE = ((1, 1), (1 << 15, 1 << 15))
-
 
 def _read(path: Path, variant: Variant, native: bool) -> tuple[Any, ModelInfo, NativePreprocessing | None]:
-    """Read a model file, its metadata, and its preprocessing if that is removed from the model.
-
-    Raises:
-        ModelError: see ``TorchSession``. MissingDependencyError: torch or onnx isn't installed.
-    """
+    """Read a model file, its metadata, and its preprocessing if that is removed from the model."""
     try:
         import onnx
         import torch  # noqa: F401
@@ -62,7 +56,6 @@ class TorchSession:
 
     Args:
         path: model in tfiseg's format, see ``OnnxSession``.
-        variant: changes of the file when it is loaded.
 
     Raises:
         MissingDependencyError: torch or onnx isn't installed.
@@ -75,7 +68,6 @@ class TorchSession:
         self._graph = TorchNetwork(model, "cpu")
 
     def has(self, output: str) -> bool:
-        """Return whether the network has this output."""
         return output in self._graph.outputs
 
     def infer(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
@@ -117,16 +109,8 @@ class TorchGpuSession(GpuSession):
             return TorchContext(network, device)
 
         first = new_context()
-        super().__init__(
-            path,
-            info,
-            cuda,
-            [(first, stream)],
-            first.types,
-            _ANY_SIZE,
-            new_context=new_context,
-            preprocessing=preprocessing,
-        )
+        lanes = [(first, stream)]
+        super().__init__(path, info, cuda, lanes, first.types, ANY_SIZE, True, new_context, preprocessing)
 
 
 class TorchContext:

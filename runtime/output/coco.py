@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from ...errors import OutputError
 from ...files import printable, whole_file
-from ...rle import bbox_of
+from ...rle import coco_annotation
 from ...schema import to_json
 
 COCO_NAME = "coco.json"
@@ -23,7 +23,6 @@ def write_coco(records: Path, path: Path, class_names: Sequence[str]) -> None:
 
     Args:
         records: path of instances.jsonl; an incomplete last line is ignored.
-        path: path of the COCO file.
         class_names: name of each class ID; ID 0 is background.
 
     Raises:
@@ -39,7 +38,6 @@ def write_coco_frames(
 
     Args:
         frames: returns the records; called twice, because images and annotations are two lists.
-        path: path of the COCO file.
         class_names: name of each class ID; ID 0 is background.
 
     Raises:
@@ -82,17 +80,7 @@ def _annotations(frames: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for image_id, frame in enumerate(frames, 1):
         for instance in frame["instances"]:
             annotation_id += 1
-            yield {
-                "id": annotation_id,
-                "image_id": image_id,
-                "category_id": instance["class_id"],
-                "segmentation": instance["segmentation"],
-                "bbox": bbox_of(instance["box_xyxy"]),
-                "area": instance["area"],
-                "iscrowd": 0,
-                "score": instance["score"],
-                **({"track_id": instance["track_id"]} if "track_id" in instance else {}),
-            }
+            yield coco_annotation(instance, annotation_id, image_id)
 
 
 def _write_rows(out: TextIO, rows: Iterable[dict[str, Any]]) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -38,12 +37,7 @@ def has_window() -> bool:
 
 
 class FaultTolerantSink:
-    """A sink that may fail without ending the pipeline.
-
-    Args:
-        sink: the sink, which gets no more results after an error.
-        show_note: called once, with the message of the error.
-    """
+    """A sink that may fail without ending the pipeline; after an error, it gets no more results."""
 
     def __init__(self, sink: Any, show_note: Callable[[str], None]) -> None:
         self._sink, self._show_note = sink, show_note
@@ -77,11 +71,9 @@ class FaultTolerantSink:
         self._sink.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._is_stuck:  # closing would also wait
-            self._try(lambda: self._sink.__exit__(kind, error, trace))
+            self._try(lambda: self._sink.__exit__(*error))
 
 
 def view(

@@ -50,7 +50,6 @@ class Mp4Writer:
     Args:
         path: path of the file, which is overwritten.
         size_wh: size of the video in pixels. Frames of another size are resized.
-        fps: frames per second that players display.
 
     Raises:
         OutputError: the file cannot be written.

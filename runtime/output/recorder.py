@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
@@ -59,15 +58,13 @@ class Recorder:
         try:
             self._mcap = McapWriter(self._run.folder / "recording.mcap")
         except BaseException:
-            self._run.__exit__(None, None, None)
+            self._run.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         try:
-            self._run.__exit__(kind, error, trace)
+            self._run.__exit__(*error)
         finally:
             if self._mcap is not None:
                 self._mcap.close()

@@ -42,10 +42,8 @@ def run(
 
     Args:
         source: a ``Source``, or an argument of ``open_source``.
-        segmenter: the segmenter.
         out: the folder; it is created if needed.
         max_frames: see ``Pipeline``, as are ``policy``, ``nth``, ``workers`` and ``tracker``.
-        quiet: show no progress bar.
         output_format: "jsonl", or "coco" to also write coco.json.
 
     Returns:

@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import cv2
@@ -56,11 +55,7 @@ def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
 
 
 def output_folder(out: str | Path, source: Source) -> Path:
-    """Create the output folder if it is missing, and exclude overlays of an earlier run from the source.
-
-    Raises:
-        InputError: the folder is not writable, or images of the source would be overwritten.
-    """
+    """Create the output folder and exclude overlays of an earlier run; raises InputError."""
     folder = writable_folder(out)
     if isinstance(source, ImageFiles) and source.searched:
         overlays = {path for path in source.paths if path.name.endswith(_OVERLAY) and _is_in(path, folder)}
@@ -121,9 +116,7 @@ class RunWriter:
             stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._lines is not None:
                 self._lines.close()  # raises again if the disk is full

@@ -62,9 +62,7 @@ class WebServer:
     """A server of the page, its image stream, its events and its settings.
 
     Args:
-        host: host name or IP address.
         port: port; 0 for any free one.
-        backend: the viewer.
 
     Raises:
         OSError: the address cannot be used.

@@ -124,11 +124,8 @@ class Viewer:
     def snapshot(self) -> bytes | None:
         """Return the newest overlay as PNG; None before the first result."""
         newest = self._newest
-        return (
-            None
-            if newest is None or newest.overlay is None
-            else cv2.imencode(".png", newest.overlay)[1].tobytes()
-        )
+        overlay = None if newest is None else newest.overlay
+        return None if overlay is None else cv2.imencode(".png", overlay)[1].tobytes()
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the page can change, and the names that it shows."""

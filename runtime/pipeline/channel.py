@@ -18,7 +18,6 @@ class Channel(Generic[T]):
     """A queue between two threads.
 
     Args:
-        capacity: maximum number of queued items.
         newest_wins: drop the oldest item if the channel is full; otherwise the writer waits.
         max_in_progress: maximum number of items between ``get`` and ``done``; None for no limit.
     """

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ...errors import InputError, PipelineError, SourceError
@@ -342,19 +341,12 @@ class Pipeline:
             thread.join(max(0.0, until - time.monotonic()))
         self._watchdog.end()
         self._watchdog.job.join(_STOP_SECONDS)
+        abandoned = "%s did not return within %g s; its thread is abandoned"
         for sink in self._watched:
             if any(thread.is_alive() and not thread.is_current() for thread in sink.stage.threads):
-                _log.warning(
-                    "sink %s did not return within %g s; its thread is abandoned",
-                    sink.stage.name,
-                    _STOP_SECONDS,
-                )
+                _log.warning(abandoned, f"sink {sink.stage.name}", _STOP_SECONDS)
         if self._threads[0].is_alive() and not self._threads[0].is_current():
-            _log.warning(
-                "reading %s did not return within %g s; its thread is abandoned",
-                self.source.name,
-                _STOP_SECONDS,
-            )
+            _log.warning(abandoned, f"reading {self.source.name}", _STOP_SECONDS)
         else:
             self._close_source(first)
 
@@ -365,9 +357,7 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

@@ -15,11 +15,7 @@ class Stage:
     """A function that worker threads apply to each item of a channel.
 
     Args:
-        name: name of the stage in errors and times.
-        work: the function, from item to result.
-        source: channel of the items.
         targets: channels that each get every result, in the order of the items.
-        workers: number of threads.
         finish: called in order with each result, the stage's name and the time in ms; returns the result that
             is passed on.
         is_last: count a result as finished even if no target accepts it.

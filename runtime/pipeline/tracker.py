@@ -122,9 +122,8 @@ class Tracker:
         """
         media_time_s = instances.media_time_s
         last = self._clock
-        self._clock = (
-            (False, instances.capture_time_ns / 1e9) if media_time_s is None else (True, media_time_s)
-        )
+        capture_s = instances.capture_time_ns / 1e9
+        self._clock = (False, capture_s) if media_time_s is None else (True, media_time_s)
         if last is None:
             return 0.0
         passed = self._clock[1] - last[1]

@@ -24,19 +24,12 @@ _log = logging.getLogger("tfiseg")
 
 @dataclass
 class WatchedSink:
-    """A sink with its stage.
+    """A sink with its stage."""
 
-    Attributes:
-        sink: the user's object.
-        stage: the stage that calls it.
-        channel: the results that wait for it.
-        is_stuck: whether ``write`` exceeded its timeout.
-    """
-
-    sink: Any
+    sink: Any  # the user's object
     stage: Stage
-    channel: Channel[Any]
-    is_stuck: bool = False
+    channel: Channel[Any]  # the results that wait for it
+    is_stuck: bool = False  # whether ``write`` exceeded its timeout
 
     @property
     def timeout_s(self) -> float:
@@ -60,7 +53,6 @@ def watch_sinks(
 
     Args:
         channels: name of each sink -> the channel of its results.
-        sinks: the user's objects, in the same order.
         finish: see ``Stage``.
         fail: see ``Stage``.
     """
@@ -79,8 +71,6 @@ class Watchdog:
             fails the pipeline.
         silent_s: returns the seconds since the current read of the source began; 0 if there is none.
         is_over: returns whether all threads of the pipeline have ended.
-        source_name: name of the source in the log.
-        fail: called with the sink's name and an error.
     """
 
     def __init__(

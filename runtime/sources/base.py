@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +88,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -101,11 +98,7 @@ def frame_name(index: int) -> str:
 
 
 def check_image(frame: Frame | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image of a frame as a contiguous array.
-
-    Raises:
-        InputError: it is not uint8 (H, W, 3), is empty, or is too large.
-    """
+    """Return the image of a frame as a contiguous array; raises InputError if it is no uint8 (H, W, 3)."""
     image = frame.image if isinstance(frame, Frame) else np.asarray(frame)
     if not isinstance(image, np.ndarray):
         raise InputError(f"a frame must be uint8 (H, W, 3) BGR, got {type(image).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import cv2
@@ -25,10 +26,10 @@ class Capture(Protocol):
     def getBackendName(self) -> str: ...
 
 
-def release(capture: Any, in_use: threading.Lock, name: str) -> None:
-    """Release a capture unless another thread is reading it, which would crash the process."""
+def close_unused(close: Callable[[], None], in_use: threading.Lock, name: str) -> None:
+    """Close a capture unless another thread is reading it, which would crash the process."""
     if in_use.acquire(timeout=_RELEASE_SECONDS):
-        capture.release()
+        close()
         in_use.release()
     else:
         _log.warning("reading %s does not return; it is left open", name)

@@ -35,8 +35,6 @@ class VideoReader:
     """A decoder of the best video stream of a container, which counts lost frames.
 
     Args:
-        container: a PyAV container, open for reading.
-        name: name of the video in errors.
         low_latency: decode without delaying frames, for live streams.
         path: of the container, if it is a file on disk; ``damage`` then also checks its end.
 
@@ -61,10 +59,8 @@ class VideoReader:
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate and 0 < rate <= _MAX_FPS else None
         self.frame_count: int | None = stream.frames if stream.frames > 0 else None
-        self.codec, self.size_wh = (
-            stream.codec_context.name,
-            (stream.codec_context.width, stream.codec_context.height),
-        )
+        self.codec = stream.codec_context.name
+        self.size_wh = (stream.codec_context.width, stream.codec_context.height)
         start_s = (container.start_time or 0) / _TIME_BASE
         # the times of broadcast formats have an arbitrary origin; in other files, 0 is the start
         has_origin = not int(container.format.flags) & _DISCONTINUOUS_TIMES
@@ -226,7 +222,6 @@ def open_container(
     Args:
         address: a URL, or "file:" and a path.
         name: name of the container in errors, without secrets.
-        options: options of FFmpeg.
         timeout: seconds for opening and for each read; None limits only the opening, to 30 s.
 
     Raises:
@@ -250,11 +245,7 @@ def open_container(
 def call_with_timeout(seconds: float, call: Callable[[], T], drop: Callable[[T], Any], message: str) -> T:
     """Call a function in another thread, so that signals are handled while this one waits.
 
-    Args:
-        seconds: the timeout.
-        call: the function, whose result is returned.
-        drop: called with a result that comes after the timeout.
-        message: message of the SourceError at the timeout.
+    ``drop`` is called with a result that comes after the timeout.
     """
     results: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
     lock = threading.Lock()

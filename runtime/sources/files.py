@@ -21,8 +21,6 @@ class ImageFiles(Source):
     SourceError.
 
     Args:
-        name: name of the source.
-        paths: paths of the files.
         folder: folder that the frames' ``file_name`` is relative to; None keeps the paths.
         searched: whether the files were found in a folder or by a pattern, rather than named one by one.
     """

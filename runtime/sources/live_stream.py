@@ -13,7 +13,7 @@ import numpy as np
 
 from ...errors import InputError, SourceError
 from .base import DEFAULT_FPS, Frame, Source, frame_name
-from .capture import Capture, fps_of, release
+from .capture import Capture, close_unused, fps_of
 
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 8.0  # between attempts to reopen a source; doubled each time
 _BUFFERED_AFTER_S = 0.2  # after opening, buffers contain old frames
@@ -27,20 +27,11 @@ _log = logging.getLogger("tfiseg")
 
 @dataclass(frozen=True)
 class CameraRequest:
-    """The requested format of a camera; None keeps the camera's default.
+    """The requested format of a camera; None keeps the camera's default. Raises InputError."""
 
-    Args:
-        size_wh: width and height in pixels, at least 1.
-        fps: frames per second, above 0.
-        pixel_format: a FourCC such as "MJPG" or "YUYV".
-
-    Raises:
-        InputError: a value is out of range.
-    """
-
-    size_wh: tuple[int, int] | None = None
-    fps: float | None = None
-    pixel_format: str | None = None
+    size_wh: tuple[int, int] | None = None  # width and height in pixels, at least 1
+    fps: float | None = None  # frames per second, above 0
+    pixel_format: str | None = None  # a FourCC such as "MJPG" or "YUYV"
 
     def __post_init__(self) -> None:
         if self.size_wh is not None and min(self.size_wh) < 1:
@@ -64,10 +55,8 @@ class LiveStream(Source):
     The logger "tfiseg" reports the format that the source delivers, losses, and reconnections.
 
     Args:
-        name: name of the source.
         opener: opens the capture, or raises SourceError.
         request: the requested format; the log warns if the source delivers another one.
-        capture: the capture, if it is already open.
     """
 
     is_live = True
@@ -152,11 +141,8 @@ class LiveStream(Source):
         with self._in_use:
             self._capture.release()
         lost, wait = time.monotonic(), _FIRST_WAIT_S
-        _log.warning(
-            "%s stopped delivering after %d frames (cable, power, network?); it will be reopened",
-            self.name,
-            frames,
-        )
+        lost_after = "%s stopped delivering after %d frames (cable, power, network?); it will be reopened"
+        _log.warning(lost_after, self.name, frames)
         while not self._interrupted.wait(wait):
             try:
                 with self._in_use:
@@ -174,7 +160,7 @@ class LiveStream(Source):
         self._interrupted.set()
 
     def close(self) -> None:
-        release(self._capture, self._in_use, self.name)
+        close_unused(self._capture.release, self._in_use, self.name)
 
 
 def describe_capture(name: str, capture: Capture, request: CameraRequest) -> tuple[str, bool]:

@@ -23,11 +23,7 @@ _STALL_S, _STALL_RATIO = 0.5, 4
 
 
 def open_stream(url: str) -> VideoReader:
-    """Open a network stream, or a file at a URL, with timeouts.
-
-    Raises:
-        SourceError: no server answers, or the data is no video. The message contains no password.
-    """
+    """Open a network stream, or a file at a URL, with timeouts; raises SourceError without a password."""
     from av.error import FFmpegError, HTTPClientError, HTTPError, InvalidDataError
 
     shown = strip_secrets(url)

@@ -23,8 +23,6 @@ class SyntheticCamera(Source):
 
     Args:
         size_hw: height and width of the frames in pixels.
-        people: number of people.
-        seed: seed of positions, sizes and paths.
     """
 
     fps = 30.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,22 +11,14 @@ from pathlib import Path
 from ...errors import SourceError
 from ...files import printable
 from .base import Frame, Source, frame_name
+from .capture import close_unused
 from .decoding import VideoReader, open_container, upright_bgr
-
-_RELEASE_SECONDS = 1.0
-
-_log = logging.getLogger("tfiseg")
 
 
 class VideoFile(Source):
     """A video file on disk or at a URL; its frames have ``media_time_s``.
 
     If frames are lost, the iteration raises SourceError with their number after the last frame.
-
-    Args:
-        name: name of the source.
-        opener: opens the video, or raises SourceError.
-        reader: the video, if it is already open.
     """
 
     def __init__(
@@ -65,19 +56,11 @@ class VideoFile(Source):
 
     def close(self) -> None:
         self._closed = True
-        if self._in_use.acquire(timeout=_RELEASE_SECONDS):  # closing it during a read would crash the process
-            self._reader.close()
-            self._in_use.release()
-        else:
-            _log.warning("reading %s does not return; it is left open", self.name)
+        close_unused(self._reader.close, self._in_use, self.name)
 
 
 def open_file(path: Path) -> VideoReader:
-    """Open a video file.
-
-    Raises:
-        SourceError: the file cannot be read, or contains no video.
-    """
+    """Open a video file; raises SourceError if it cannot be read, or contains no video."""
     from av.error import FFmpegError
 
     shown = printable(str(path))

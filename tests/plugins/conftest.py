@@ -188,9 +188,7 @@ def run_by_phases(path: Path) -> Callable[..., Clustering]:
             "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
         }
         places = {name: array.ctypes.data for name, array in out.items()}
-        result = ResultStruct(
-            ctypes.sizeof(ResultStruct), workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places
-        )
+        result = ResultStruct(workspace=room.ctypes.data, workspace_bytes=room.nbytes, **places)
         status = library.cluster_by_phases(
             ctypes.byref(struct), ctypes.byref(result), ctypes.c_uint32(seed), threads
         )

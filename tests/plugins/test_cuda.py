@@ -159,7 +159,7 @@ def test_ten_thousand_replays_are_identical_and_allocate_no_memory(runner, rando
         "regions": np.zeros(n, np.int32),
         "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
     }
-    result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
+    result = ResultStruct(**{name: a.ctypes.data for name, a in out.items()})
     median_us, grown, seen = ctypes.c_double(), ctypes.c_int64(), set()
     for replays in (10, 10_000):
         struct = problem_struct(problem)

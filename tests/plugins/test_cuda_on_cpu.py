@@ -351,7 +351,7 @@ def test_captured_graph_is_deterministic(kernels):
     out = {"label_map": np.zeros((n, h, w), np.int32), "count": np.zeros(n, np.int32)}
     out["table"] = np.zeros((n, problem.settings.max_instances, 10), np.float32)
     given = problem_struct(problem)
-    result = ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()})
+    result = ResultStruct(**{name: a.ctypes.data for name, a in out.items()})
     median_us, grown_bytes = ctypes.c_double(), ctypes.c_int64()
     arguments = (
         ctypes.byref(given),

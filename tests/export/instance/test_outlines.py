@@ -12,11 +12,7 @@ from tfiseg.export.instance.composites import Composer  # noqa: E402
 from tfiseg.export.instance.mask_noise import blur_mask  # noqa: E402
 from tfiseg.export.instance.mask_refinement import RefinementDataset, RoughMaskComposer, train_mask_refinement  # noqa: E402
 from tfiseg.export.instance.network import InstanceNetwork, outline_px  # noqa: E402
-from tfiseg.export.instance.train import (  # noqa: E402
-    Banks,
-    InstanceRecipe,
-    load_initial_weights,
-)
+from tfiseg.export.instance.train import Banks, InstanceRecipe, load_initial_weights  # noqa: E402
 
 SHIPPED_WEIGHTS = Path(__file__).parents[3] / "export/instance/tfiseg-instance.pt"  # not installed
 

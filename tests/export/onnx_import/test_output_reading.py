@@ -145,10 +145,7 @@ def test_coarse_softmax_and_logits_are_not_resized(tmp_path, photos):
 
 
 def test_a_resize_before_the_sigmoid_stays_in_the_network(tmp_path, photos):
-    tail = [
-        node("Resize", ["grid", "", "scales"], ["up"], mode="linear"),
-        node("Sigmoid", ["up"], ["y"]),
-    ]
+    tail = [node("Resize", ["grid", "", "scales"], ["up"], mode="linear"), node("Sigmoid", ["up"], ["y"])]
     extra = {"scales": np.array([1, 1, 2, 2], np.float32)}  # to stride 4, which its user resizes
     report = export(write(tmp_path, tail, **RARE, extra=extra), photos, class_names="person,car,dog")
     assert (report["removed"], report["grid_hw"]) == (["Sigmoid"], [2 * FINER * G, 2 * FINER * G])

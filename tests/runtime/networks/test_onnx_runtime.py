@@ -113,10 +113,7 @@ SHARED = {
     "weights and zero points": two_layers(q_conv("x", "h"), q_conv("h", "y")),
     "zero points": two_layers(q_conv("x", "h"), q_conv("h", "y", "w2")),
     "constants": two_layers(
-        q_conv("x", "h"),
-        q_conv("h", "y"),
-        constant("w", WEIGHTS),
-        constant("w_zero", np.array(0, np.int8)),
+        q_conv("x", "h"), q_conv("h", "y"), constant("w", WEIGHTS), constant("w_zero", np.array(0, np.int8))
     ),
     "copies": two_layers(
         q_conv("x", "h", "same"), q_conv("h", "y", "same"), helper.make_node("Identity", ["w"], ["same"])

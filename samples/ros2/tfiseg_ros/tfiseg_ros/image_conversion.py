@@ -46,10 +46,7 @@ for _pattern, _code in (
     _ENCODINGS[f"bayer_{_pattern}16"] = (np.uint16, 1, _code)
 _PLANAR = ("nv21", "nv24")
 # BT.601 in studio range, as OpenCV's YUV conversions: rows B, G, R of Y - 16, U - 128, V - 128
-_BGR_OF_YUV = np.array(
-    [[1.164, 2.018, 0.0], [1.164, -0.391, -0.813], [1.164, 0.0, 1.596]],
-    np.float32,
-)
+_BGR_OF_YUV = np.array([[1.164, 2.018, 0.0], [1.164, -0.391, -0.813], [1.164, 0.0, 1.596]], np.float32)
 
 
 def bgr_of(message: Image) -> NDArray[np.uint8]:
