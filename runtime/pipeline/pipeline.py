@@ -23,6 +23,7 @@ from ..sources.open_source import open_source
 from .channel import Channel, ChannelEnded
 from .options import check_callables, check_options
 from .result import Result, Sink
+from .running_pipelines import close_at_exit, no_longer_running
 from .stage import Stage
 from .stage_functions import (
     backlog,
@@ -223,6 +224,7 @@ class Pipeline:
             if not self._started:
                 self._started = True
                 self.times = StageTimes()
+                close_at_exit(self)
                 for thread in (*self._threads, *self._sink_threads, self._watchdog.job):
                     thread.start()
         return self
@@ -325,6 +327,7 @@ class Pipeline:
         """Stop all stages and wait for them. Any thread may call this, more than once; loops end."""
         with self._lock:
             first, self._closed = not self._closed, True
+        no_longer_running(self)
         self._stop.set()
         self._resumed.set()
         self.source.interrupt()
