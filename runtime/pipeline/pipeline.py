@@ -27,7 +27,7 @@ from .running_pipelines import close_at_exit, no_longer_running
 from .stage import Stage
 from .stage_functions import (
     backlog,
-    check_frame,
+    checked_frame,
     draw_overlay,
     segment_with,
     sink_name,
@@ -165,11 +165,11 @@ class Pipeline:
     def _capture(self) -> None:
         try:
             self._reading_since = time.monotonic()
-            for frame in itertools.islice(self.source, self._max_frames):
+            for given in itertools.islice(self.source, self._max_frames):
                 self._reading_since = None
                 if self._stop.is_set():
                     break
-                check_frame(frame, self.source.name)
+                frame = checked_frame(given, self._captured_count, self.source.name)
                 self._captured_count += 1
                 if not self.source.is_live:
                     self._resumed.wait()
