@@ -74,3 +74,36 @@ def test_label_maps_of_a_folder(tmp_path):
     assert label_map.dtype == np.uint16
     assert [line["name"] for line in lines] == ["astronaut", "coffee"]
     assert label_map.max() == len(lines[0]["instances"]) >= 1
+
+
+def run_batch(*folders):
+    command = [sys.executable, SAMPLES / "batch_folder.py", *folders]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_label_maps_of_images_with_the_same_name(tmp_path):
+    photo = data.astronaut()[::2, ::2, ::-1]
+    for name in ("a.jpg", "a.png", "a-2.png"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "in" / name), photo)
+    (tmp_path / "in" / "b.jpg").write_text("no image")
+    done = run_batch(tmp_path / "in", tmp_path / "out")
+    assert done.stdout == f"3 images in {tmp_path / 'out'}\n"
+    assert done.returncode == 1
+    assert "1 images can't be read" in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out" / "instances.jsonl").read_text().splitlines()]
+    assert [(line["file_name"], line["name"]) for line in lines] == [
+        ("a-2.png", "a-2"),
+        ("a.jpg", "a"),
+        ("a.png", "a-3"),
+    ]
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.png")) == ["a", "a-2", "a-3"]
+
+
+def test_label_maps_never_replace_images(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), data.astronaut()[::2, ::2, ::-1])
+    before = (tmp_path / "a.png").read_bytes()
+    done = run_batch(tmp_path, f"{tmp_path}/")
+    assert done.returncode == 1
+    assert "name another folder" in done.stderr
+    assert (tmp_path / "a.png").read_bytes() == before
