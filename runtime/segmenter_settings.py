@@ -57,6 +57,9 @@ class SegmenterSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", checked_scales(self.scales))
+        for name in ("model", "instance_model"):
+            if getattr(self, name) == "":  # as an unset variable of a shell gives it
+                raise InputError(f"{name} is empty: name a file, or leave it out for the one of tfiseg")
         check_choice("quality", self.quality, QUALITIES)
         if self.refine is not None:
             check_choice("refine", self.refine, REFINES)

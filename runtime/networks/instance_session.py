@@ -75,6 +75,11 @@ class InstanceInfo:
                 return _make_info(instance_metadata(text))
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
+        if version is None:
+            raise ModelError(
+                f"{path} is no instance network: leave `instance_model` (--instance-model) out to use the "
+                "one that comes with tfiseg, or make one with `tfiseg train instance`"
+            )
         raise ModelError(
             f"{path} is no instance network for this version: its format is {version}, expected "
             f"{INSTANCE_FORMAT}. `tfiseg train instance` makes one."

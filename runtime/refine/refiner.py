@@ -98,7 +98,8 @@ class Refiner:
     ) -> None:
         if max_views is not None and max_views < 1:
             raise InputError(f"max_views must be at least 1, got {max_views}")
-        self.session = open_instance_session(model or DEFAULT_INSTANCE_MODEL, threads, providers)
+        path = DEFAULT_INSTANCE_MODEL if model is None else model
+        self.session = open_instance_session(path, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
         self.thorough = is_for_groups(self.session.lone_odds) if thorough is None else thorough
         self.max_views = MAX_VIEWS if max_views is None else max_views
