@@ -22,6 +22,7 @@ from ..pipeline.tracker import Tracker
 from ..pipeline.watchdog import SINK_SECONDS
 from ..segmenter import Segmenter
 from ..sources.base import Source
+from ..sources.files import unreadable_message
 from .web_viewer import Viewer
 
 _ESCAPE = 27
@@ -141,6 +142,8 @@ def view(
             page.start()
             log(f"live at {page.url}")
         error = _show(pipeline, in_window=page is None)
+        if error is None and source.unreadable:
+            error = unreadable_message(source)
     return {**pipeline.stats(), "error": error, "recording": recording.error if recording else None}
 
 

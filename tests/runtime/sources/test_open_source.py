@@ -196,3 +196,11 @@ def test_names_that_the_system_refuses_are_errors_of_the_source(name):
     with pytest.raises(tfiseg.SourceError) as raised:
         tfiseg.open_source(name)
     assert len(str(raised.value)) < 400
+
+
+def test_unreadable_images_are_listed_in_real_time_too(image_folder):
+    (image_folder / "p9.png").write_text("no image")
+    for realtime in (False, True):
+        with tfiseg.open_source(image_folder, realtime=realtime) as source:
+            assert len(list(source)) == 3
+            assert [text.split(" is ")[0] for text in source.unreadable] == [str(image_folder / "p9.png")]
