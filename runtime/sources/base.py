@@ -15,7 +15,7 @@ from ...images import MAX_SIDE_PX
 DEFAULT_FPS = 30.0  # assumed if a source has no frame rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """One image of a source.
 
@@ -41,6 +41,10 @@ class Frame:
     truth_class_map: NDArray[np.uint8] | None = None
     file_name: str = ""
     media_time_s: float | None = None
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, np.shape(self.image)[1::-1]))
+        return f"<Frame {self.index} {self.name!r}: {size} pixels>"
 
 
 class Source:

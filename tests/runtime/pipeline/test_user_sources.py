@@ -1,5 +1,6 @@
 """Test pipelines of a user's own source: frames without index or capture time, or with a wrong one."""
 
+import re
 import time
 
 import numpy as np
@@ -66,3 +67,21 @@ def test_a_clock_that_is_slightly_ahead_is_used():
 def test_a_source_without_read_is_named():
     with pytest.raises(tfiseg.PipelineError, match="Empty must implement _read"):
         results_of(type("Empty", (tfiseg.Source,), {})("empty"))
+
+
+def test_frames_and_results_are_printed_in_one_line():
+    frame = tfiseg.Frame(IMAGE, 3, time.monotonic_ns(), "frame-000003")
+    assert repr(frame) == "<Frame 3 'frame-000003': 6x4 pixels>"
+    assert re.fullmatch(
+        r"<Result: <Frame 3 'frame-000003': 6x4 pixels>, <Instances: none in 6x4 pixels>, \d+ ms old>",
+        repr(tfiseg.Result(frame, EMPTY)),
+    )
+
+
+def test_frames_are_compared_as_objects():
+    # arrays have no single truth value, so that a comparison raised
+    frame, other = tfiseg.Frame(IMAGE), tfiseg.Frame(IMAGE.copy())
+    assert frame == frame
+    assert frame != other
+    assert len({frame, other}) == 2
+    assert [other, frame].index(frame) == 1
