@@ -1,12 +1,14 @@
 """Test the Python samples."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 from skimage import data
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
@@ -107,3 +109,44 @@ def test_label_maps_never_replace_images(tmp_path):
     assert done.returncode == 1
     assert "name another folder" in done.stderr
     assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_video_of_images_of_several_sizes_has_all_of_them(tmp_path):
+    (tmp_path / "in").mkdir()
+    for k, side in enumerate((128, 96, 160)):
+        cv2.imwrite(str(tmp_path / "in" / f"{k}.png"), np.full((side, side, 3), 90, np.uint8))
+    run_sample("camera.py", tmp_path / "in", "--out", tmp_path / "view.mp4")
+    assert int(cv2.VideoCapture(str(tmp_path / "view.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)) == 3
+
+
+WITH_A_BUG = """
+import runpy, sys
+import tfiseg
+def fail(self):
+    raise ZeroDivisionError("a bug")
+tfiseg.Pipeline.newest = fail
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("name", ["embed_in_robot.py", "emergency_stop.py"])
+def test_a_robot_stops_at_a_bug_of_its_program(name):
+    command = [sys.executable, "-c", WITH_A_BUG, SAMPLES / name, "synthetic"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "STOP: ZeroDivisionError('a bug')"
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["embed_in_robot.py", "emergency_stop.py"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_robot_stops_when_its_program_is_stopped(name, number):
+    command = [sys.executable, SAMPLES / name, "synthetic"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
+    ) as process:
+        lines = [process.stdout.readline(), process.stdout.readline()]  # the second needs a result
+        process.send_signal(number)
+        lines += process.stdout.read().splitlines()
+    assert [line for line in lines if line.startswith("STOP: ")][-1] == "STOP: interrupted"
+    assert process.returncode == 0
