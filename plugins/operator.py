@@ -132,7 +132,8 @@ def cluster_batch(
     Raises:
         InputError: an argument is invalid; the message names it and the expected value.
     """
-    if not len(as_numpy(semantic, "semantic")):
+    grids = as_numpy(semantic, "semantic")
+    if grids.ndim and not len(grids):
         return []
     maps = (displacement, boundary, affinity, scores)
     settings = settings or ClusterSettings()

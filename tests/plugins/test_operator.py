@@ -239,3 +239,8 @@ def test_class_names_are_a_list(names):
     # the letters of a text were taken for the names
     with pytest.raises(tfiseg.InputError, match="class_names must be a list of texts"):
         tfiseg.cluster(np.ones((8, 8), np.uint8), class_names=names)
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(tfiseg.InputError, match="semantic must be an integer class map"):
+        tfiseg.cluster_batch(None)

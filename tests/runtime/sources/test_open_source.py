@@ -204,3 +204,21 @@ def test_unreadable_images_are_listed_in_real_time_too(image_folder):
         with tfiseg.open_source(image_folder, realtime=realtime) as source:
             assert len(list(source)) == 3
             assert [text.split(" is ")[0] for text in source.unreadable] == [str(image_folder / "p9.png")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("size_wh", 640, r"two integers, \(width, height\) in pixels, got 640"),
+        ("size_wh", (640,), "two integers"),
+        ("size_wh", ("640", "480"), "two integers"),
+        ("size_wh", (0, 480), "at least 1 x 1 px"),
+        ("fps", "30", "fps must be above 0, got '30'"),
+        ("fps", float("nan"), "fps must be above 0, got nan"),
+        ("fps", float("inf"), "fps must be above 0, got inf"),
+        ("pixel_format", 5, "must be a FourCC"),
+    ],
+)
+def test_options_of_a_camera_are_checked(option, value, message):
+    with pytest.raises(tfiseg.InputError, match=message):
+        tfiseg.open_source("synthetic", realtime=True, **{option: value})
