@@ -145,9 +145,9 @@ class MapClusterer:
         if value is None:
             self._things = self.session.info.things
         elif isinstance(value, str | Integral):
-            self._things = (self._class_id(value),)
+            self._things = self._class_ids(value)
         elif isinstance(value, Iterable):
-            self._things = tuple(self._class_id(thing) for thing in value)
+            self._things = tuple(k for thing in value for k in self._class_ids(thing))
         else:
             raise InputError(f"things must be class names or ids, got {value!r}")
 
@@ -172,12 +172,13 @@ class MapClusterer:
         check_max_instances(value)
         self._max_instances = value
 
-    def _class_id(self, name: str | Integral) -> int:
-        if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
-            if 0 < int(name) < len(self.class_names):
-                return int(name)
-        elif name in self.class_names:
-            return self.class_names.index(name)
+    def _class_ids(self, name: str | Integral) -> tuple[int, ...]:
+        """Return the class IDs, above 0, of an ID or of a name, which several classes may have."""
+        is_id = isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal())
+        wanted = int(name) if is_id else name  # type: ignore[call-overload]
+        ids = tuple(k for k, known in enumerate(self.class_names) if k and wanted == (k if is_id else known))
+        if ids:
+            return ids
         raise InputError(
             f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}."
             f"{did_you_mean(str(name), self.class_names[1:])}"

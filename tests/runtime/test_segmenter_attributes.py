@@ -1,8 +1,13 @@
 """Test attributes of a ``Segmenter`` that are set between frames, and options of a wrong type."""
 
+import json
+
 import numpy as np
+import onnx
 import pytest
 import tfiseg
+from tfiseg.runtime.networks.model_info import METADATA_KEY
+from tfiseg.runtime.networks.session import DEFAULT_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +95,18 @@ def test_options_of_open_networks_cannot_be_changed(segmenter, name):
         tfiseg.InputError, match=rf"{name} of a segmenter can't be changed.*Segmenter\({name}="
     ):
         setattr(segmenter, name, getattr(segmenter.settings, name))
+
+
+def test_all_classes_of_a_name_are_segmented(tmp_path):
+    # only the first of them was
+    model = onnx.load(DEFAULT_MODEL)
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    metadata = json.loads(entry.value)
+    metadata["class_names"][7] = "person"
+    entry.value = json.dumps(metadata)
+    onnx.save(model, tmp_path / "twice.onnx")
+    segmenter = tfiseg.Segmenter(tmp_path / "twice.onnx", quality="fast", things="person")
+    assert segmenter.things == (7, 15)
+    for background in ("background", 0):
+        with pytest.raises(tfiseg.InputError, match="unknown class"):
+            segmenter.things = [background]
