@@ -51,6 +51,40 @@ def describe_array(value: Any) -> str:
     return f"{type(value).__name__} of shape {np.shape(value)}" if np.ndim(value) else type(value).__name__
 
 
+def picture_problem(value: Any, array: NDArray[Any]) -> str:
+    """Return what is wrong with a value that is no picture, and how to correct it.
+
+    Args:
+        value: what the user gave.
+        array: the value as an array.
+    """
+    if value is None:
+        fix = "cv2.imread returns None for a file that it can't read, so pass the path itself"
+    elif hasattr(value, "read"):
+        fix = f"pass the content of the {type(value).__name__}, picture.read()"
+    elif isinstance(value, bytearray | memoryview):
+        fix = "pass the content of a file as bytes(picture)"
+    elif array.dtype.kind not in "fiub" or not array.ndim:
+        fix = f"pass a path, a URL, a PIL image, an array or a tensor instead of {type(value).__name__}"
+    elif not array.size:
+        fix = "it is empty"
+    elif array.ndim > 3:
+        fix = "give a batch as a list"
+    elif array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        fix = "put the channels last, picture.transpose(1, 2, 0)"
+    elif array.ndim == 3 and array.shape[2] == 4:
+        fix = "drop the alpha channel, picture[..., :3]"
+    elif array.dtype.kind == "f":
+        fix = "scale it to 0..255, and use picture.astype(np.uint8)"
+    elif array.dtype == np.uint16:
+        fix = "scale it to 8 bits, such as (picture >> 8).astype(np.uint8)"
+    elif array.dtype != np.uint8:
+        fix = "use picture.astype(np.uint8) if the values are 0..255"
+    else:
+        fix = "expected one or three channels"
+    return f"{array.dtype} {array.shape}: {fix}"
+
+
 def row_number(index: Integral | int, count: int) -> int:
     """Return the row, 0..count-1, of an index that may be negative, or raise IndexError."""
     if not -count <= int(index) < count:
@@ -78,12 +112,21 @@ def row_numbers(index: Any, count: int) -> NDArray[np.intp]:
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise InputError(
             "an index must be a number, a slice, a bool mask (n,) or a list of numbers, got "
-            f"{describe_array(array)}"
+            f"{_describe_index(index, array)}"
         )
     rows = np.array([row_number(i, count) for i in array.tolist()], np.intp)
     if len(np.unique(rows)) < len(rows):
         raise InputError(f"an index must contain each instance at most once, got {array.tolist()}")
     return rows
+
+
+def _describe_index(index: Any, array: NDArray[Any]) -> str:
+    by_name = '[name == "person" for name in instances.names]'
+    if isinstance(index, bool | np.bool_):
+        return f"{bool(index)}: a comparison with a list is one bool. To select by class name, use {by_name}"
+    if array.dtype.kind == "U":
+        return f"text: to select by class name, use {by_name}"
+    return describe_array(array) if array.ndim else type(index).__name__
 
 
 def renumber(label_map: NDArray[np.int32], number: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ NOISE_SHARE = 0.01  # share of a mask's nearest pixels that are ignored: sensors
 # quantiles of the depth that limit the centroid, without outliers and background at the outline
 _TRIM_QUANTILES: tuple[tuple[float, Literal["lower", "higher"]], ...] = ((0.1, "lower"), (0.9, "higher"))
 _MM_PER_M = 1000.0
+# depth sensors reach less than this, and in millimeters it is 0.2 m. Every eighth pixel and row is checked.
+_MAX_PLAUSIBLE_M, _CHECK_STEP = 200.0, 8
 
 
 def depth_in_meters(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.float32]:
@@ -36,13 +39,32 @@ def depth_in_meters(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.floa
         )
     if depth.dtype == np.uint16:
         return np.asarray(depth / np.float32(_MM_PER_M), np.float32)
-    return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    meters = np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
+    _warn_of_millimeters(meters)
+    return meters
+
+
+def _warn_of_millimeters(meters: NDArray[np.float32]) -> None:
+    some = meters[::_CHECK_STEP, ::_CHECK_STEP]
+    some = some[some > 0]
+    median = np.median(some) if some.size else 0
+    if median > _MAX_PLAUSIBLE_M:
+        warnings.warn(
+            f"depth_map has a median of {median:.0f} m, which looks like millimeters: divide floats by 1000, "
+            "or pass uint16",
+            stacklevel=4,
+        )
 
 
 def check_intrinsics(intrinsics: Any) -> tuple[float, float, float, float]:
     """Return (fx, fy, cx, cy) in pixels of four numbers or a camera matrix (3, 3); raises InputError."""
     values = as_numpy(intrinsics, "intrinsics")
     if values.shape == (3, 3):
+        if not np.array_equal(values[[1, 2, 2, 2], [0, 0, 1, 2]], (0, 0, 0, 1)):
+            raise InputError(
+                "intrinsics as a camera matrix must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got "
+                f"{values.tolist()}: it may be transposed"
+            )
         values = values[[0, 1, 0, 1], [0, 1, 2, 2]]
     is_valid = values.shape == (4,) and np.issubdtype(values.dtype, np.number) and np.isfinite(values).all()
     if not is_valid or min(values[:2]) <= 0:

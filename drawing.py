@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
 
 import cv2
 import numpy as np
@@ -60,7 +62,7 @@ def draw_instances(
     image: NDArray[np.uint8],
     label_map: NDArray[np.int32],
     box_xyxy: NDArray[np.float32],
-    labels: Sequence[str] = (),
+    labels: Iterable[object] = (),
     *,
     colors: NDArray[np.uint8] | None = None,
     alpha: float = ALPHA,
@@ -89,10 +91,9 @@ def draw_instances(
             f"the frame is {image.shape[:2]}, its instances are {label_map.shape}: draw them on their own "
             "frame"
         )
-    if not 0 <= alpha <= 1:  # also refuses NaN
-        raise InputError(f"alpha must be in 0..1, got {alpha}")
-    if len(labels) not in (0, count):
-        raise InputError(f"labels must be one text for each of {count} instances, got {len(labels)}")
+    if not (isinstance(alpha, Real) and 0 <= alpha <= 1):  # also refuses NaN
+        raise InputError(f"alpha must be in 0..1, got {alpha!r}")
+    texts = _texts_of(labels, count)
     overlay = image.copy()
     if not count:
         return overlay
@@ -109,9 +110,19 @@ def draw_instances(
         thickness = max(1, round(scale))
         for (x0, y0, _, _), crop, color in zip(boxes, crops, colors[1:].tolist(), strict=True):
             cv2.drawContours(overlay, outlines_of(crop, (x0, y0)), -1, color, thickness, cv2.LINE_AA)
-    if labels:
-        _draw_labels(overlay, boxes, [int(crop.sum()) for crop in crops], labels, colors[1:], scale)
+    if texts:
+        _draw_labels(overlay, boxes, [int(crop.sum()) for crop in crops], texts, colors[1:], scale)
     return overlay
+
+
+def _texts_of(labels: Any, count: int) -> list[str]:
+    """Return labels as texts. Raises InputError if they are neither none nor one for each instance."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):  # the letters of a text are no labels
+        raise InputError(f"labels must be one text for each of {count} instances, got {labels!r}")
+    texts = [str(label) for label in labels]
+    if len(texts) not in (0, count):
+        raise InputError(f"labels must be one text for each of {count} instances, got {len(texts)}")
+    return texts
 
 
 def _draw_labels(

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from .arrays import as_numpy, is_tensor
+from .arrays import as_numpy, is_tensor, picture_problem
 from .errors import InputError
 from .files import printable
 from .image_formats import check_frames, check_jpeg, describe_format, is_16_bit_color
@@ -159,8 +159,7 @@ def to_bgr(picture: Any, color: str | None = None) -> Picture:
         if array.ndim == 3 and array.shape[2] == 3:
             return np.asarray(cv2.cvtColor(array, cv2.COLOR_RGB2BGR)) if color == "rgb" else array
     raise InputError(
-        f"a picture must be uint8 (H, W, 3) BGR or (H, W) gray, got {array.dtype} {array.shape}: "
-        "scale floats to 0..255, drop an alpha channel, and give a batch as a list"
+        f"a picture must be uint8 (H, W, 3) BGR or (H, W) gray, got {picture_problem(picture, array)}"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from numbers import Integral
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .arrays import check_array, describe_array, renumber, row_number, row_numbers
+from .arrays import as_numpy, check_array, describe_array, renumber, row_number, row_numbers
 from .conversions import data_frame_of, detections_of
 from .depth import check_intrinsics, depth_in_meters, measure_depths
 from .drawing import ALPHA, draw_instances, instance_colors, outlines_of
@@ -161,8 +161,18 @@ class Instances:
         return replace(self, label_map=renumber(self.label_map, number), **columns)
 
     def select(self, keep: ArrayLike) -> Instances:
-        """Return the instances for which ``keep``, bool (n,) or a list of 0 and 1, is true."""
-        return self[np.asarray(keep, bool)]
+        """Return the instances for which ``keep``, bool (n,) or a list of 0 and 1, is true.
+
+        Raises:
+            InputError: ``keep`` has another length or other values, such as the numbers of instances.
+        """
+        flags = as_numpy(keep, "keep")
+        if flags.dtype != bool and not np.isin(flags, (0, 1)).all():
+            raise InputError(
+                f"select takes bools, or 0 and 1, for each instance, got {flags.tolist()}: "
+                "select numbers of instances by an index, instances[[0, 2]]"
+            )
+        return self[flags.astype(bool)]
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -239,7 +249,7 @@ class Instances:
         self,
         frame: Any,
         *,
-        labels: bool | Sequence[str] = True,
+        labels: bool | Iterable[object] = True,
         scores: bool = True,
         alpha: float = ALPHA,
         outline: bool = True,
@@ -248,7 +258,7 @@ class Instances:
 
         Args:
             frame: the ``Frame`` of these instances, or its image in any type that ``tfiseg.segment`` takes.
-            labels: True for class names and track IDs, False for no text, or n texts.
+            labels: True for class names and track IDs, False for no text, or n texts or numbers.
             scores: add scores below 1 to the class names.
             alpha: opacity of the masks in [0, 1].
             outline: draw outlines.
@@ -259,11 +269,11 @@ class Instances:
         Raises:
             InputError: the frame has another size, or an argument is out of range.
         """
-        texts: Sequence[str] = ()
-        if labels is True:
-            texts = [f"{i.title} {i.score:.2f}" if scores and i.score < 1 else i.title for i in self]
-        elif labels is not False:
+        texts: Iterable[object] = ()
+        if not isinstance(labels, bool | np.bool_):
             texts = labels
+        elif labels:
+            texts = [f"{i.title} {i.score:.2f}" if scores and i.score < 1 else i.title for i in self]
         return draw_instances(
             to_bgr(getattr(frame, "image", frame)),
             self.label_map,

@@ -128,13 +128,15 @@ def number(low: float, high: float | None = None, above: bool = False) -> Callab
 
 
 def size(order: str, low: int = 16, high: int = 8192) -> Callable[[str], tuple[int, int]]:
-    """Return a parser type for two sides in pixels like 480x640; ``order``: "HxW" or "WxH", for messages."""
+    """Return a parser type for two sides in pixels like 640x480; ``order``: "HxW" or "WxH", for messages."""
+
+    example = "640x480" if order == "WxH" else "480x640"
 
     def parse(text: str) -> tuple[int, int]:
         found = re.fullmatch(r"(\d+)[xX](\d+)", text)
         if found is None or not low <= min(sides := (int(found[1]), int(found[2]))) <= max(sides) <= high:
             raise argparse.ArgumentTypeError(
-                f"expected {order} in pixels, {low} to {high} each, e.g. 480x640, got {text!r}"
+                f"expected {order} in pixels, {low} to {high} each, e.g. {example}, got {text!r}"
             )
         return sides
 

@@ -14,6 +14,8 @@ from ..arrays import as_numpy
 from ..errors import InputError
 from .settings import IGNORE, MAX_SIDE
 
+_SUM_TOLERANCE = 0.02  # of probabilities in float16
+
 
 def is_logits(grid: NDArray[Any]) -> bool:
     """Return whether a semantic map has logits, not class IDs; raises InputError if it has neither."""
@@ -74,6 +76,12 @@ def check_plausibility(grid: NDArray[Any], is_logits: bool) -> None:
             "pass logits.transpose(2, 0, 1)",
             stacklevel=5,
         )
+    if is_logits and grid.ndim == 3 and _are_probabilities(grid):
+        warnings.warn(
+            "the channels of semantic sum to 1 in each pixel, like probabilities, and are read as logits: "
+            "scores will be too low. Pass np.log(semantic.clip(1e-6))",
+            stacklevel=5,
+        )
     if (
         not is_logits
         and grid.dtype != bool
@@ -86,6 +94,14 @@ def check_plausibility(grid: NDArray[Any], is_logits: bool) -> None:
             "for a binary mask, pass (mask > 0).astype(np.uint8)",
             stacklevel=5,
         )
+
+
+def _are_probabilities(grid: NDArray[Any]) -> bool:
+    """Return whether the channels of about a thousand pixels (C, h, w) sum to 1."""
+    steps = (max(1, side // 32) for side in grid.shape[1:])
+    pixels = np.asarray(grid[(slice(None), *(slice(None, None, step) for step in steps))], np.float64)
+    with np.errstate(all="ignore"):
+        return bool(pixels.size and pixels.min() >= 0 and np.allclose(pixels.sum(0), 1, atol=_SUM_TOLERANCE))
 
 
 def _as_floats(value: ArrayLike, name: str) -> NDArray[np.float32]:

@@ -69,7 +69,8 @@ def cluster(
     """Split a semantic segmentation into instances.
 
     Args:
-        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w).
+        semantic: class map, integers (H, W), 0 = background, 255 = ignore; or logits, floats (C, h, w). Pass
+            the logarithms of probabilities.
         displacement: float (2, H, W), (dy, dx) in grid pixels from each pixel to the center of its instance.
         boundary: float (H, W) in [0, 1], 1 = between two instances; or smaller by an integer factor.
         affinity: float (A, h, w) in [0, 1], probability that a cell and the cell at each of
@@ -131,7 +132,8 @@ def cluster_batch(
     Raises:
         InputError: an argument is invalid; the message names it and the expected value.
     """
-    if not len(as_numpy(semantic, "semantic")):
+    grids = as_numpy(semantic, "semantic")
+    if grids.ndim and not len(grids):
         return []
     maps = (displacement, boundary, affinity, scores)
     settings = settings or ClusterSettings()
@@ -233,7 +235,8 @@ def warn_if_merging_stopped(table: NDArray[np.float32], stacklevel: int = 2) -> 
 
 
 def _instances_of(result: Clustering, class_names: Sequence[str]) -> list[Instances]:
-    if not isinstance(class_names, Sequence) or not all(isinstance(name, str) for name in class_names):
+    is_list = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+    if not is_list or not all(isinstance(name, str) for name in class_names):
         raise InputError(f"class_names must be a list of texts, got {class_names!r}")
     rows = np.concatenate([result.table[k, :n] for k, n in enumerate(result.count)])
     warn_if_merging_stopped(rows, stacklevel=4)

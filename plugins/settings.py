@@ -71,8 +71,7 @@ class ClusterSettings:
     sharpen: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.max_instances, Integral) and 1 <= self.max_instances <= MAX_INSTANCES):
-            raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {self.max_instances}")
+        check_max_instances(self.max_instances)
         check_min_area(self.min_area)
         are_numbers = all(isinstance(v, Real) for v in (self.merge_affinity, self.centre_radius))
         # this condition also rejects NaN
@@ -146,6 +145,12 @@ def cut_settings(
         part_rule=rules.get("part"),
         sharpen=SHARPEN,
     )
+
+
+def check_max_instances(max_instances: int) -> None:
+    """Raise InputError if a maximum number of instances is out of range."""
+    if not (isinstance(max_instances, Integral) and 1 <= max_instances <= MAX_INSTANCES):
+        raise InputError(f"max_instances must lie in 1..{MAX_INSTANCES}, got {max_instances!r}")
 
 
 def check_min_area(min_area: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -12,11 +12,19 @@ from numpy.typing import NDArray
 from ..errors import InputError, ModelError, did_you_mean
 from ..instances import Instances
 from ..plugins.operator import cluster_batch
-from ..plugins.settings import AFFINITY_OFFSETS, MIN_AREA_PX, ClusterSettings, Split, split_table
+from ..plugins.settings import (
+    AFFINITY_OFFSETS,
+    MIN_AREA_PX,
+    ClusterSettings,
+    Split,
+    check_max_instances,
+    check_min_area,
+    split_table,
+)
 from .networks.model_info import ModelInfo
 from .networks.session import Session
 from .object_score import FEATURES, object_probability
-from .segmenter_settings import SegmenterSettings
+from .segmenter_settings import SegmenterSettings, check_min_score
 
 MIN_SCORE = 0.5  # of mean class probabilities
 # of calibrated scores p: an instance increases PQ if p > PQ / (2 IoU), which is 0.27 to 0.32 on training
@@ -74,7 +82,8 @@ _NO_MARGINS = Margins()
 class MapClusterer:
     """Clusters the maps of a session, and filters the instances.
 
-    ``things``, ``min_score``, ``min_area`` and ``max_instances`` may be changed between frames.
+    ``things``, ``min_score``, ``min_area`` and ``max_instances`` may be changed between frames. They are
+    checked as the options of a ``Segmenter`` are.
     """
 
     session: Session
@@ -83,11 +92,7 @@ class MapClusterer:
 
     def _read_parameters(self, settings: SegmenterSettings) -> None:
         """Complete the options from the model's metadata."""
-        things = settings.things
-        if things is None:
-            self.things = self.session.info.things
-        else:
-            self.things = tuple(self._class_id(t) for t in ([things] if isinstance(things, str) else things))
+        self.things = settings.things
         parameters = self.session.info.extra.get("clustering", {})
         self.split: Split = settings.split if settings.split is not None else parameters.get("split", "auto")
         split_table(self.split)  # raises now, not at the first frame
@@ -117,15 +122,55 @@ class MapClusterer:
         return self._default_min_score if self._given_min_score is None else self._given_min_score
 
     @min_score.setter
-    def min_score(self, value: float) -> None:
+    def min_score(self, value: float | None) -> None:
+        if value is not None:
+            check_min_score(value)
         self._given_min_score = value
 
-    def _class_id(self, name: str | int) -> int:
-        if isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal()):
-            if 0 < int(name) < len(self.class_names):
-                return int(name)
-        elif name in self.class_names:
-            return self.class_names.index(name)
+    @property
+    def things(self) -> tuple[int, ...]:
+        """Class IDs to segment. Set class IDs or names, or one of them; None: all countable classes."""
+        return self._things
+
+    @things.setter
+    def things(self, value: Iterable[str | int] | str | int | None) -> None:
+        if value is None:
+            self._things = self.session.info.things
+        elif isinstance(value, str | Integral):
+            self._things = self._class_ids(value)
+        elif isinstance(value, Iterable):
+            self._things = tuple(k for thing in value for k in self._class_ids(thing))
+        else:
+            raise InputError(f"things must be class names or ids, got {value!r}")
+
+    @property
+    def min_area(self) -> int | None:
+        """Minimum area of an instance in pixels; None: the default for the model and the frame's size."""
+        return self._min_area
+
+    @min_area.setter
+    def min_area(self, value: int | None) -> None:
+        if value is not None:
+            check_min_area(value)
+        self._min_area = value
+
+    @property
+    def max_instances(self) -> int:
+        """Maximum number of instances per frame; the largest are kept."""
+        return self._max_instances
+
+    @max_instances.setter
+    def max_instances(self, value: int) -> None:
+        check_max_instances(value)
+        self._max_instances = value
+
+    def _class_ids(self, name: str | Integral) -> tuple[int, ...]:
+        """Return the class IDs, above 0, of an ID or of a name, which several classes may have."""
+        is_id = isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal())
+        wanted = int(name) if is_id else name  # type: ignore[call-overload]
+        ids = tuple(k for k, known in enumerate(self.class_names) if k and wanted == (k if is_id else known))
+        if ids:
+            return ids
         raise InputError(
             f"unknown class {name!r}; this model knows {', '.join(self.class_names[1:])}."
             f"{did_you_mean(str(name), self.class_names[1:])}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .segmenter import Segmenter
@@ -41,8 +43,18 @@ def segment(picture: Any, *, color: str | None = None, **options: Any) -> Any:
 def _segmenter_for(options: dict[str, Any]) -> Segmenter:
     """The last segmenter, if it has these options; else a new one."""
     global _last
+    options = {name: _own_copy(value) for name, value in options.items()}
     with _lock:
         if _last is None or _last[0] != options:
             _last = None  # frees the old network before the new one is loaded
             _last = options, Segmenter(**options)
         return _last[1]
+
+
+def _own_copy(value: Any) -> Any:
+    """Return a value that later changes by the caller do not reach, and that compares with one bool."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | os.PathLike):
+        return tuple(value)
+    return value

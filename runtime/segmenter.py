@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,6 +29,17 @@ from .refine.refiner import Refiner
 from .segmenter_settings import SegmenterSettings
 from .sources.base import Frame, check_image
 
+# options that no attribute has; those of ``MapClusterer`` may be changed between frames
+_FIXED_OPTIONS = frozenset(field.name for field in fields(SegmenterSettings)) - {
+    "things",
+    "min_score",
+    "min_area",
+    "max_instances",
+    "split",
+    "refine",
+    "threads",
+}
+
 _log = logging.getLogger("tfiseg")
 
 
@@ -41,7 +52,7 @@ class Segmenter(MapClusterer):
         quality: "balanced" uses the model's own instance heads, in the same pass (by shape, if it has none);
             "fast" separates objects by the shape of the class map; "best" also runs the instance network on
             each region, refines masks, and shows the default network larger frames.
-        things: names or ids of the classes to segment; default: all countable classes of the model.
+        things: names or ids of the classes to segment, or one; default: all countable classes of the model.
         split: see ``tfiseg.cluster``; default: from the model's metadata, else "auto".
         min_area: minimum area of an instance in pixels; default: from the metadata of the instance network or
             the model, else 0.1 % of the frame, at least 25; less with ``tiles`` or a larger ``long_side_px``.
@@ -74,6 +85,9 @@ class Segmenter(MapClusterer):
             without TensorRT and onnxruntime-gpu; on a CPU it chooses its own number of threads.
         providers: expert override of ``device``: ONNX Runtime execution providers.
 
+    ``things``, ``min_score``, ``min_area`` and ``max_instances`` are attributes too, which may be set between
+    frames.
+
     Raises:
         ModelError: the model can't be used, or has no instance heads with ``refine="frame"``.
         EngineError: an engine doesn't match its metadata or this machine; the message gives the command that
@@ -90,7 +104,7 @@ class Segmenter(MapClusterer):
         model: str | Path | None = None,
         *,
         quality: str = "balanced",
-        things: Iterable[str | int] | None = None,
+        things: Iterable[str | int] | str | int | None = None,
         split: Split | None = None,
         min_area: int | None = None,
         min_score: float | None = None,
@@ -118,6 +132,11 @@ class Segmenter(MapClusterer):
         segmenter = cls.__new__(cls)
         segmenter._open(settings)
         return segmenter
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED_OPTIONS:  # the networks are open: it would have no effect
+            raise InputError(f"{name} of a segmenter can't be changed: make a new one, Segmenter({name}=...)")
+        super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the current options; the copy opens the model again."""

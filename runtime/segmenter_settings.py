@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 
 from ..errors import InputError, check_choice
-from ..plugins.settings import MAX_INSTANCES, Split, check_min_area, split_table
+from ..plugins.settings import MAX_INSTANCES, Split, check_max_instances, check_min_area, split_table
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
 from .networks.session import BACKENDS, CUDA_PROVIDER, DEFAULT_PROVIDERS, DEVICES
@@ -20,13 +20,19 @@ BEST_LONG_SIDE_PX = 640  # of the network that comes with tfiseg (docs/benchmark
 _REFINE_OF = {"fast": "shape", "balanced": "frame", "best": "components"}
 
 
+def check_min_score(min_score: float) -> None:
+    """Raise InputError if a minimum score is out of range."""
+    if not (isinstance(min_score, Real) and 0 <= min_score <= 1):
+        raise InputError(f"min_score must lie in 0..1, got {min_score!r}")
+
+
 @dataclass(frozen=True)
 class SegmenterSettings:
     """Options of a ``Segmenter``, which documents them; raises InputError."""
 
     model: str | Path | None = None
     quality: str = "balanced"
-    things: Iterable[str | int] | None = None
+    things: Iterable[str | int] | str | int | None = None
     split: Split | None = None
     min_area: int | None = None
     min_score: float | None = None
@@ -47,6 +53,9 @@ class SegmenterSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", checked_scales(self.scales))
+        for name in ("model", "instance_model"):
+            if getattr(self, name) == "":  # as an unset variable of a shell gives it
+                raise InputError(f"{name} is empty: name a file, or leave it out for the one of tfiseg")
         check_choice("quality", self.quality, QUALITIES)
         if self.refine is not None:
             check_choice("refine", self.refine, REFINES)
@@ -54,20 +63,26 @@ class SegmenterSettings:
         check_choice("backend", self.backend, BACKENDS)
         if not isinstance(self.threads, Integral) or not 0 <= self.threads <= MAX_NETWORK_THREADS:
             raise InputError(
-                f"threads must be at least 1 (0 = all), at most {MAX_NETWORK_THREADS}, got {self.threads}"
+                f"threads must be at least 1 (0 = all), at most {MAX_NETWORK_THREADS}, got {self.threads!r}"
             )
         if self.min_area is not None:
             check_min_area(self.min_area)
-        if self.min_score is not None and not 0 <= self.min_score <= 1:
-            raise InputError(f"min_score must lie in 0..1, got {self.min_score}")
+        if self.min_score is not None:
+            check_min_score(self.min_score)
+        check_max_instances(self.max_instances)
         if self.split is not None:
             split_table(self.split)
-        if self.long_side_px is not None and not MIN_LONG_SIDE_PX <= self.long_side_px <= MAX_LONG_SIDE_PX:
+        if self.long_side_px is not None and not (
+            isinstance(self.long_side_px, Integral)
+            and MIN_LONG_SIDE_PX <= self.long_side_px <= MAX_LONG_SIDE_PX
+        ):
             raise InputError(
-                f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px}"
+                f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px!r}"
             )
+        if self.max_views is not None and not (isinstance(self.max_views, Integral) and self.max_views >= 1):
+            raise InputError(f"max_views must be at least 1, got {self.max_views!r}")
         if not isinstance(self.tiles, Integral) or not 1 <= self.tiles <= MAX_SCALE:
-            raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles}: give a whole number")
+            raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles!r}: give a whole number")
         self._check_effects()
 
     def _check_effects(self) -> None:

@@ -28,12 +28,12 @@ try:
                 if cv2.waitKey(1) & 0xFF in (27, ord("q")):
                     break
                 continue
-            writer = writer or cv2.VideoWriter(
-                args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, result.overlay.shape[1::-1]
-            )
+            if writer is None:
+                size_wh = result.overlay.shape[1::-1]
+                writer = cv2.VideoWriter(args.out, cv2.VideoWriter.fourcc(*"mp4v"), source.fps or 30, size_wh)
             if not writer.isOpened():
                 sys.exit(f"{args.out} can't be written")
-            writer.write(result.overlay)
+            writer.write(cv2.resize(result.overlay, size_wh))  # OpenCV drops frames of another size
 except cv2.error:
     sys.exit(
         "no window can be opened: use --out view.mp4, or install opencv-python instead of "

@@ -5,6 +5,7 @@ motor commands. The tracker needs `pip install ".[live]"`.
 """
 
 import argparse
+import signal
 import sys
 import time
 
@@ -35,6 +36,7 @@ parser.add_argument("source", nargs="?", default="0", help='camera index, file, 
 parser.add_argument("--seconds", type=float, default=float("inf"), help="drive this long")
 args = parser.parse_args()
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd and docker stop a program with it
 # before the camera, because its frames would get old meanwhile
 segmenter = tfiseg.Segmenter(things=["person"])
 try:
@@ -66,5 +68,8 @@ with source, tfiseg.Pipeline(source, segmenter, tracker=tfiseg.Tracker()) as pip
     except tfiseg.TfisegError as error:  # a stage failed or the source ended
         print(f"STOP: {error}", flush=True)
         sys.exit(1)
+    except Exception as error:  # a bug must not leave the robot driving
+        print(f"STOP: {error!r}", flush=True)
+        raise
 counts = pipeline.stats()
 print(f"{counts['captured']} frames, {counts['dropped']} dropped")

@@ -9,6 +9,7 @@ of the nearest person instead, as in `nearest_person_m`.
 """
 
 import argparse
+import signal
 import sys
 import threading
 import time
@@ -134,6 +135,7 @@ def main() -> None:
     parser.add_argument("source", nargs="?", default="0", help='camera index, file, URL or "synthetic"')
     parser.add_argument("--seconds", type=float, default=float("inf"), help="drive this long")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # systemd and docker stop a program with it
     segmenter = tfiseg.Segmenter(things=["person"])
     try:
         source = tfiseg.open_source(args.source, realtime=True)
@@ -159,6 +161,10 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         guard.fail("interrupted")
+        return
+    except Exception as error:  # a bug must not leave the robot driving
+        guard.fail(repr(error))
+        raise
     finally:
         ended.set()
     guard.fail("time is up")

@@ -1,6 +1,7 @@
 """Test distances and 3-D points of instances on scenes of known depth."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -139,3 +140,32 @@ def test_distances_without_intrinsics(boxes):
 def test_invalid_arguments_are_refused(boxes, depth, camera, message):
     with pytest.raises(tfiseg.InputError, match=message):
         boxes.with_depth(depth, camera)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_floats_in_millimeters_are_noticed(boxes, dtype):
+    # a robot that stops below one meter would never stop
+    depth = wall(0).astype(dtype)
+    depth[5:40] = 850
+    with pytest.warns(UserWarning, match="median of 850 m, which looks like millimeters"):
+        boxes.with_depth(depth, CAMERA)
+
+
+@pytest.mark.parametrize("depth", [wall(0), wall(120), wall(np.nan), wall(2500).astype(np.uint16)])
+def test_plausible_depths_give_no_warning(boxes, depth):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        boxes.with_depth(depth, CAMERA)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.array([[FX, 0, CX], [0, FY, CY], [0, 0, 1]]).T,
+        np.array([[FX, 0, CX], [0, FY, CY], [0, 0, 0]]),
+        np.array([[FX, 0, CX], [3, FY, CY], [0, 0, 1]]),
+    ],
+)
+def test_a_matrix_that_is_no_camera_matrix_is_refused(boxes, matrix):
+    with pytest.raises(tfiseg.InputError, match=r"\[\[fx, s, cx\], \[0, fy, cy\], \[0, 0, 1\]\], got \[\["):
+        boxes.with_depth(wall(2), matrix)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import InputError, ModelError, did_you_mean
+from ...files import printable
 from ...plugins.settings import IGNORE
 from .output_reading import BACKGROUND_NAMES, CHOICES, OutputReading
 
@@ -81,7 +82,13 @@ def read_class_names(text: str) -> tuple[str, ...]:
     if text in CLASS_LISTS:
         return CLASS_LISTS[text]
     if Path(text).is_file():
-        return tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip())
+        try:
+            content = Path(text).read_text(encoding="utf-8-sig")  # editors of Windows begin it with a mark
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{printable(text)} is no text in UTF-8 ({error.reason}): save it as UTF-8"
+            ) from error
+        return tuple(line.strip() for line in content.splitlines() if line.strip())
     if "," not in text:
         raise InputError(
             f"{text!r} is no file and none of the known lists "
@@ -105,7 +112,7 @@ def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...
         ids = set()
         for one in (part.strip() for part in things.split(",") if part.strip()):
             if one in names:
-                ids.add(list(names).index(one))
+                ids.update(i for i, name in enumerate(names) if name == one)  # several may have one name
             elif one.isdecimal() and int(one) < len(names):
                 ids.add(int(one))
             else:

@@ -59,6 +59,11 @@ class InstanceInfo:
             data = instance_metadata(text) if version == INSTANCE_FORMAT else None
         except FormatError as wrong:
             raise ModelError(f"{path}: its tfiseg metadata is damaged ({wrong}): export it again") from wrong
+        if version is None:
+            raise ModelError(
+                f"{path} is no instance network: leave `instance_model` (--instance-model) out to use the "
+                "one that comes with tfiseg, or make one with `tfiseg train instance`"
+            )
         if data is None:
             raise ModelError(
                 f"{path} is no instance network for this version: its format is {version}, expected "

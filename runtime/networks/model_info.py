@@ -103,6 +103,11 @@ class ModelInfo:
     def from_json(text: str, source: str) -> ModelInfo:
         """Parse metadata; ``source`` names it in errors. Raises ModelError if it is damaged."""
         try:
+            if metadata_version(text, "instance_format") is not None:
+                raise ModelError(
+                    f"{source} is an instance network, expected a semantic network: pass it as "
+                    "`instance_model` (--instance-model)"
+                )
             version = parse(text, _ANY_VERSION, _MAX_BYTES)["format_version"]
             if version != FORMAT_VERSION:
                 raise ModelError(

@@ -65,7 +65,9 @@ def start_session(
             session = opened(with_own_int8(content))
     except Exception as wrong:
         which = name or ("the network" if isinstance(model, bytes) else model)
-        raise ModelError(f"ONNX Runtime can't load {which}: {wrong}") from wrong
+        is_other = isinstance(which, Path) and which.suffix.lower() != ".onnx"
+        hint = " A model is an .onnx file, as `tfiseg export` writes it." if is_other else ""
+        raise ModelError(f"ONNX Runtime can't load {which}: {wrong}{hint}") from wrong
     if isinstance(model, bytes):
         # onnxruntime keeps this copy of all weights only to fall back to another provider
         session._model_bytes = None

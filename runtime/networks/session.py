@@ -34,12 +34,14 @@ class Session(Protocol):
 
 
 def check_exists(path: Path) -> None:
-    """Raise ModelError if there is no model file."""
+    """Raise ModelError if there is no model file, or it is a folder."""
     if not path.exists():
         raise ModelError(
             f"there is no model {printable(str(path))}; leave `model` out to use the network that comes with "
             "tfiseg"
         )
+    if path.is_dir():
+        raise ModelError(f"{printable(str(path))} is a folder, expected the file of a model (.onnx)")
 
 
 def parse_info(text: str | None, path: Path) -> ModelInfo:

@@ -21,6 +21,7 @@ from ..pipeline.tracker import Tracker
 from ..pipeline.watchdog import SINK_SECONDS
 from ..segmenter import Segmenter
 from ..sources.base import Source
+from ..sources.files import unreadable_message
 from .web_viewer import Viewer
 
 _ESCAPE = 27
@@ -133,6 +134,8 @@ def view(
             page.start()
             log(f"live at {page.url}")
         error = _show(pipeline, in_window=page is None)
+        if error is None and source.unreadable:
+            error = unreadable_message(source)
     return {**pipeline.stats(), "error": error, "recording": recording.error if recording else None}
 
 

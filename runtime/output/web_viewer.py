@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import cv2
 
 from ...errors import InputError
+from ...plugins.settings import MAX_OUT_SIDE
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.result import Result
 from ..segmenter import Segmenter
@@ -22,7 +23,7 @@ from .web_server import WebServer, is_loopback
 DEFAULT_ADDRESS = "127.0.0.1:8765"
 _JPEG_QUALITY = 80
 _SILENT_S = 2.0  # age of the newest frame from which the page shows a note
-_MAX_AREA = (1 << 30) - 1
+_MAX_AREA = MAX_OUT_SIDE**2  # as of the option of a segmenter
 
 
 class Viewer:

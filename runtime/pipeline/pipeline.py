@@ -22,10 +22,11 @@ from ..sources.open_source import open_source
 from .channel import Channel, ChannelEnded
 from .options import check_callables, check_options
 from .result import Result, Sink
+from .running_pipelines import close_at_exit, no_longer_running
 from .stage import Stage
 from .stage_functions import (
     backlog,
-    check_frame,
+    checked_frame,
     draw_overlay,
     segment_with,
     sink_name,
@@ -163,11 +164,11 @@ class Pipeline:
     def _capture(self) -> None:
         try:
             self._reading_since = time.monotonic()
-            for frame in itertools.islice(self.source, self._max_frames):
+            for given in itertools.islice(self.source, self._max_frames):
                 self._reading_since = None
                 if self._stop.is_set():
                     break
-                check_frame(frame, self.source.name)
+                frame = checked_frame(given, self._captured_count, self.source.name)
                 self._captured_count += 1
                 if not self.source.is_live:
                     self._resumed.wait()
@@ -222,6 +223,7 @@ class Pipeline:
             if not self._started:
                 self._started = True
                 self.times = StageTimes()
+                close_at_exit(self)
                 for thread in (*self._threads, *self._sink_threads, self._watchdog.job):
                     thread.start()
         return self
@@ -324,6 +326,7 @@ class Pipeline:
         """Stop all stages and wait for them. Any thread may call this, more than once; loops end."""
         with self._lock:
             first, self._closed = not self._closed, True
+        no_longer_running(self)
         self._stop.set()
         self._resumed.set()
         self.source.interrupt()

@@ -13,7 +13,7 @@ from ...instances import Instances
 from ..sources.base import Frame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """A frame with its instances.
 
@@ -26,6 +26,9 @@ class Result:
     frame: Frame
     instances: Instances
     overlay: NDArray[np.uint8] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Result: {self.frame!r}, {self.instances!r}, {self.age_ms:.0f} ms old>"
 
     @property
     def age_ms(self) -> float:

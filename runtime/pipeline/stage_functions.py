@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,11 +11,33 @@ from ...instances import Instances
 from ..sources.base import DEFAULT_FPS, Frame, Source
 from .result import Result, Sink
 
+_MAX_FUTURE_NS = 100_000_000  # a capture time may be ahead by as much: clocks of cameras are not exact
 
-def check_frame(frame: object, source_name: str) -> None:
-    """Raise SourceError if a user's source returned anything but a ``Frame``."""
+
+def checked_frame(frame: object, number: int, source_name: str) -> Frame:
+    """Return a frame of a user's source with an index and a capture time.
+
+    Args:
+        frame: what the source gave.
+        number: of the frame, from 0.
+        source_name: for errors.
+
+    Raises:
+        SourceError: it is no ``Frame``, or its capture time lies in the future. Its age would be negative,
+            and a robot would take old masks for new ones.
+    """
     if not isinstance(frame, Frame):
         raise SourceError(f"{source_name} gave {type(frame).__name__}, expected tfiseg.Frame")
+    now = time.monotonic_ns()
+    ahead_ns = frame.capture_time_ns - now
+    if ahead_ns > _MAX_FUTURE_NS:
+        raise SourceError(
+            f"{source_name} gave a frame whose capture time is {ahead_ns / 1e9:.3g} s in the future: "
+            "capture_time_ns must be of time.monotonic_ns(), not of time.time_ns()"
+        )
+    if not frame.capture_time_ns:
+        frame = replace(frame, capture_time_ns=now)
+    return replace(frame, index=number) if number and not frame.index else frame
 
 
 def _check_instances(value: object, function: str) -> Instances:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +69,11 @@ class Tracker:
     """
 
     def __init__(self, keep_s: float = 2.0, min_hits: int = 1) -> None:
-        if keep_s < 0 or min_hits < 1:
+        are_numbers = isinstance(keep_s, Real) and isinstance(min_hits, Integral)
+        if not are_numbers or not keep_s >= 0 or min_hits < 1:
             raise InputError(
-                f"keep_s must be at least 0, and min_hits at least 1; got {keep_s:g} and {min_hits}"
+                f"keep_s must be at least 0, and min_hits an integer, at least 1; got {keep_s!r} and "
+                f"{min_hits!r}"
             )
         try:
             from scipy.optimize import linear_sum_assignment
@@ -100,6 +103,8 @@ class Tracker:
         Returns:
             The instances that were detected at least ``min_hits`` times, with ``track_id``, int32 (n,).
         """
+        if not isinstance(instances, Instances):
+            raise InputError(f"a tracker takes the Instances of one frame, got {type(instances).__name__}")
         size_hw = (instances.label_map.shape[0], instances.label_map.shape[1])
         if size_hw != self._size_hw:
             self._size_hw = size_hw

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,9 +97,10 @@ class Refiner:
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
-        if max_views is not None and max_views < 1:
-            raise InputError(f"max_views must be at least 1, got {max_views}")
-        self.session = open_instance_session(model or DEFAULT_INSTANCE_MODEL, threads, providers)
+        if max_views is not None and not (isinstance(max_views, Integral) and max_views >= 1):
+            raise InputError(f"max_views must be at least 1, got {max_views!r}")
+        path = DEFAULT_INSTANCE_MODEL if model is None else model
+        self.session = open_instance_session(path, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area
         self.thorough = is_for_groups(self.session.lone_odds) if thorough is None else thorough
         self.max_views = MAX_VIEWS if max_views is None else max_views

@@ -14,14 +14,15 @@ from ...images import MAX_SIDE_PX
 DEFAULT_FPS = 30.0  # assumed if a source has no frame rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """One image of a source.
 
     Args:
         image: uint8 (H, W, 3) BGR.
-        index: position in the source, from 0.
-        capture_time_ns: time.monotonic_ns() of the capture (live sources) or of the decoding.
+        index: position in the source, from 0; a ``Pipeline`` counts the frames of a source that sets none.
+        capture_time_ns: time.monotonic_ns() of the capture (live sources) or of the decoding; 0: the time at
+            which a ``Pipeline`` reads the frame.
         name: name in outputs: a file name without suffix, or "frame-000012".
         decode_ms: milliseconds to read the image.
         truth_label_map: ground truth of the synthetic source, int32 (H, W); otherwise None.
@@ -40,11 +41,16 @@ class Frame:
     file_name: str = ""
     media_time_s: float | None = None
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, np.shape(self.image)[1::-1]))
+        return f"<Frame {self.index} {self.name!r}: {size} pixels>"
+
 
 class Source:
     """A sequence of frames: iterate over it, and close it (or use ``with``).
 
-    Subclasses implement ``_read``.
+    Subclasses implement ``_read``. Later stages of a pipeline still read the image of a frame, so its memory
+    must not change: copy the image if a camera's library uses the same buffer again.
 
     Attributes:
         name: name in outputs and messages, without secrets.
@@ -62,13 +68,14 @@ class Source:
     frame_count: int | None = None
     reconnects = 0
     unreadable: Sequence[str] = ()
+    name = "source"
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def _read(self, index: int) -> Frame | None:
         """Return the next frame, or None at the end."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement _read(index), which returns a Frame")
 
     def close(self) -> None:
         """Release all resources; safe to call twice."""

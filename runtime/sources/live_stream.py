@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import cv2
 import numpy as np
@@ -34,13 +35,20 @@ class CameraRequest:
     pixel_format: str | None = None  # a FourCC such as "MJPG" or "YUYV"
 
     def __post_init__(self) -> None:
-        if self.size_wh is not None and min(self.size_wh) < 1:
+        size_wh = self.size_wh
+        is_pair = isinstance(size_wh, Sequence) and len(size_wh) == 2
+        if size_wh is not None and not (is_pair and all(isinstance(side, Integral) for side in size_wh)):
             raise InputError(
-                f"the camera size must be at least 1 x 1 px, got {self.size_wh[0]} x {self.size_wh[1]}"
+                f"the camera size must be two integers, (width, height) in pixels, got {size_wh!r}"
             )
-        if self.fps is not None and self.fps <= 0:
-            raise InputError(f"the camera fps must be above 0, got {self.fps:g}")
-        if self.pixel_format is not None and len(self.pixel_format) != 4:
+        if size_wh is not None and min(size_wh) < 1:
+            raise InputError(f"the camera size must be at least 1 x 1 px, got {size_wh[0]} x {size_wh[1]}")
+        if self.fps is not None and not (isinstance(self.fps, Real) and 0 < self.fps < float("inf")):
+            fps = f"{self.fps:g}" if isinstance(self.fps, Real) else repr(self.fps)
+            raise InputError(f"the camera fps must be above 0, got {fps}")
+        if self.pixel_format is not None and not (
+            isinstance(self.pixel_format, str) and len(self.pixel_format) == 4
+        ):
             raise InputError(
                 f'the pixel format must be a FourCC such as "MJPG" or "YUYV", got {self.pixel_format!r}'
             )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from numbers import Integral
 from pathlib import Path
 
-from ...errors import InputError, SourceError
+from ...errors import InputError, SourceError, TfisegError
 from ...files import printable
 from ...images import IMAGE_SUFFIXES, image_paths, strip_secrets, strip_secrets_from_text
 from .base import Source
@@ -21,6 +22,8 @@ from .video import VideoFile, open_file
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _ANIMATED_SUFFIXES = (".gif",)  # a single file is a video; in a folder, the first frame is taken
+_MAX_CAMERA = 2**31 - 1  # OpenCV's indices have 32 bits
+_MAX_NAME = 200  # characters of a source in an error
 _CSI, _GSTREAMER = "csi://", "gst:"
 
 
@@ -52,17 +55,24 @@ def open_source(
     Raises:
         SourceError: the source cannot be opened. A damaged video raises it after its last frame. Cameras and
             streams that are lost are reopened instead.
-        InputError: a camera option is out of range, or the source is no camera.
+        InputError: a camera option is out of range, the source is no camera, or ``source`` has another type.
 
     Example:
         >>> for frame in open_source("synthetic"):
         ...     print(frame.index, frame.image.shape)
         ...     break
     """
+    _check_type(source)
     if source == "":
         raise SourceError("the source is empty: name an image, a folder, a video, a camera index or a URL")
     request = CameraRequest(size_wh, fps, pixel_format)
-    opened = _open(str(source), isinstance(source, Integral), request)
+    try:
+        opened = _open(str(source), isinstance(source, Integral), request)
+    except TfisegError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null character
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"can't open {_printable_source(str(source))[:_MAX_NAME]}: {reason}") from error
     if opened.is_live:
         return opened
     if realtime:
@@ -73,8 +83,22 @@ def open_source(
     return Realtime(opened, fps) if realtime else opened
 
 
+def _check_type(source: object) -> None:
+    is_number = isinstance(source, Integral) and not isinstance(source, bool)
+    if is_number or isinstance(source, str | os.PathLike):
+        return
+    hint = ""
+    if hasattr(source, "__iter__") or hasattr(source, "read"):
+        hint = ": subclass tfiseg.Source for frames of your own, or call a Segmenter with each image"
+    raise InputError(
+        f"a source must be a path, a camera index, a URL or another text, got {type(source).__name__}{hint}"
+    )
+
+
 def _open(text: str, is_number: bool, request: CameraRequest) -> Source:
     if is_number or (text.isdecimal() and not Path(text).exists()):
+        if int(text) > _MAX_CAMERA:
+            raise SourceError(f"there is no camera {text}, and no file of that name")
         return open_camera(int(text), request)
     if text.startswith(_CSI):
         sensor = text.removeprefix(_CSI) or "0"

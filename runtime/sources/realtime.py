@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .base import DEFAULT_FPS, Frame, Source
@@ -28,6 +28,11 @@ class Realtime(Source):
         self._interrupted = threading.Event()
         self.fps = fps or source.fps or DEFAULT_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
+
+    @property
+    def unreadable(self) -> Sequence[str]:  # type: ignore[override]
+        """Error messages of the image files that cannot be read."""
+        return self._source.unreadable
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()

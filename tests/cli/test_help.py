@@ -16,7 +16,7 @@ import pytest
 import tfiseg
 from plain_model import PLAIN_MODEL
 from tfiseg.cli.main import _parser
-from tfiseg.cli.parser import GROUPS
+from tfiseg.cli.parser import GROUPS, size
 from tfiseg.runtime.segmenter_settings import QUALITIES, REFINES
 
 CLIP = Path(tfiseg.__file__).parent / "cli" / "media" / "people.mp4"
@@ -141,3 +141,9 @@ def test_hints_can_be_pasted(example_folder):
     assert hints == ["tfiseg run photos/ --model hinted.onnx"]
     for hint in hints:
         assert run_as_written(hint, example_folder).returncode == 0
+
+
+@pytest.mark.parametrize(("order", "example"), [("WxH", "640x480"), ("HxW", "480x640")])
+def test_the_example_of_a_size_has_its_order(order, example):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected {order} .*e.g. {example}, got '3x'"):
+        size(order)("3x")

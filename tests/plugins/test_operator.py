@@ -1,5 +1,7 @@
 """Arguments, results and errors of ``tfiseg.cluster``."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tfiseg
@@ -208,3 +210,37 @@ def test_things_may_be_one_number():
     assert len(tfiseg.cluster(class_map, things=np.int64(2))) == 0
     with pytest.raises(tfiseg.InputError, match=r"things must be class ids in 0\.\.254, got 1\.5"):
         tfiseg.cluster(class_map, things=1.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [2, 21])
+def test_probabilities_are_recognized(channels, dtype):
+    logits = np.random.default_rng(1).normal(0, 3, (channels, 150, 40))
+    odds = np.exp(logits)
+    probabilities = (odds / odds.sum(0)).astype(dtype)
+    with pytest.warns(UserWarning, match=r"sum to 1.*np\.log\(semantic"):
+        low = tfiseg.cluster(probabilities, min_area=0)
+    right = tfiseg.cluster(np.log(probabilities.clip(1e-6)), min_area=0)
+    assert np.array_equal(low.label_map, right.label_map)
+    assert low.score.mean() < right.score.mean() - 0.1
+
+
+def test_logits_are_no_probabilities():
+    rng = np.random.default_rng(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tfiseg.cluster(rng.normal(size=(5, 60, 80)).astype(np.float32))
+        tfiseg.cluster(rng.random((5, 60, 80)).astype(np.float32))
+        tfiseg.cluster(np.log(np.full((5, 6, 8), 0.2)))
+
+
+@pytest.mark.parametrize("names", ["voc21", ["background", 1], 5, np.array(["background", "person"])])
+def test_class_names_are_a_list(names):
+    # the letters of a text were taken for the names
+    with pytest.raises(tfiseg.InputError, match="class_names must be a list of texts"):
+        tfiseg.cluster(np.ones((8, 8), np.uint8), class_names=names)
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(tfiseg.InputError, match="semantic must be an integer class map"):
+        tfiseg.cluster_batch(None)

@@ -7,6 +7,8 @@ import sys
 import urllib.error
 import urllib.request
 
+import cv2
+import numpy as np
 import pytest
 import tfiseg
 from tfiseg.cli.main import main
@@ -71,6 +73,13 @@ def test_the_error_of_a_source_is_reported(capsys, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0"]) == 1
     assert "capture: " in capsys.readouterr().err
+
+
+def test_unreadable_images_of_a_folder_are_an_error(capsys, tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((40, 60, 3), np.uint8))
+    assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0", "--no-track"]) == 1
+    assert "1 of 2 images can't be read" in capsys.readouterr().err
 
 
 def test_a_fault_tolerant_sink_reports_its_error_once():

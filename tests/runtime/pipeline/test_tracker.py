@@ -113,6 +113,20 @@ def test_select_keeps_track_ids():
     assert (tracked.draw(np.zeros((240, 320, 3), np.uint8)) > 0).any()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("keep_s", "2"), ("keep_s", float("nan")), ("min_hits", 1.5), ("min_hits", None)]
+)
+def test_options_of_a_wrong_type_are_input_errors(option, value):
+    with pytest.raises(tfiseg.InputError, match=f"min_hits an integer, at least 1; got .*{value}"):
+        tfiseg.Tracker(**{option: value})
+
+
+@pytest.mark.parametrize("frames", [[], np.zeros((4, 6, 3), np.uint8), None])
+def test_only_instances_are_tracked(frames):
+    with pytest.raises(tfiseg.InputError, match="takes the Instances of one frame, got "):
+        tfiseg.Tracker()(frames)
+
+
 def test_keep_s_is_checked():
     with pytest.raises(tfiseg.InputError, match="keep_s"):
         tfiseg.Tracker(keep_s=-1)

@@ -169,3 +169,56 @@ def test_an_animated_gif_is_a_video_but_an_image_in_a_folder(tmp_path):
     assert len(list(tfiseg.open_source(tmp_path / "a.gif"))) == 3
     (frame,) = tfiseg.open_source(tmp_path)
     assert frame.image[0, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "got NoneType$"),
+        (True, "got bool$"),
+        (1.0, "got float$"),
+        (np.zeros((4, 6, 3), np.uint8), "got ndarray: subclass tfiseg.Source"),
+        (["a.jpg", "b.jpg"], "got list: subclass tfiseg.Source"),
+        ((frame for frame in ()), "got generator: subclass tfiseg.Source"),
+        (cv2.VideoCapture(), "got VideoCapture: subclass tfiseg.Source"),
+    ],
+)
+def test_a_source_of_another_type_is_named(source, message):
+    for opened in (tfiseg.open_source, lambda s: tfiseg.Pipeline(s, len)):
+        with pytest.raises(
+            tfiseg.InputError, match=f"must be a path, a camera index, a URL or another text, {message}"
+        ):
+            opened(source)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + ".jpg", "b\0.jpg", "9" * 400, 2**31, str(10**30)])
+def test_names_that_the_system_refuses_are_errors_of_the_source(name):
+    with pytest.raises(tfiseg.SourceError) as raised:
+        tfiseg.open_source(name)
+    assert len(str(raised.value)) < 400
+
+
+def test_unreadable_images_are_listed_in_real_time_too(image_folder):
+    (image_folder / "p9.png").write_text("no image")
+    for realtime in (False, True):
+        with tfiseg.open_source(image_folder, realtime=realtime) as source:
+            assert len(list(source)) == 3
+            assert [text.split(" is ")[0] for text in source.unreadable] == [str(image_folder / "p9.png")]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("size_wh", 640, r"two integers, \(width, height\) in pixels, got 640"),
+        ("size_wh", (640,), "two integers"),
+        ("size_wh", ("640", "480"), "two integers"),
+        ("size_wh", (0, 480), "at least 1 x 1 px"),
+        ("fps", "30", "fps must be above 0, got '30'"),
+        ("fps", float("nan"), "fps must be above 0, got nan"),
+        ("fps", float("inf"), "fps must be above 0, got inf"),
+        ("pixel_format", 5, "must be a FourCC"),
+    ],
+)
+def test_options_of_a_camera_are_checked(option, value, message):
+    with pytest.raises(tfiseg.InputError, match=message):
+        tfiseg.open_source("synthetic", realtime=True, **{option: value})

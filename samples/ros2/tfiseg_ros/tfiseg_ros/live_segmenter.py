@@ -87,7 +87,7 @@ class LiveSegmenter:
             raise InputError(
                 f"unknown class {unknown[0]!r}; this model knows {', '.join(self.class_names[1:])}"
             )
-        return tuple(self.class_names.index(name) for name in things)
+        return tuple(k for k, name in enumerate(self.class_names) if k and name in things)
 
     def _load(self, settings: SegmenterSettings) -> None:
         try:
