@@ -40,7 +40,9 @@ class _Group(argparse._ArgumentGroup):
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         *aliases, last = names
         name, _, value = last.partition(" ")
-        return super().add_argument(*aliases, name, **({"metavar": value} if value else {}), **settings)
+        if value:
+            settings["metavar"] = value
+        return super().add_argument(*aliases, name, **settings)
 
 
 class Parser(argparse.ArgumentParser):

@@ -164,7 +164,7 @@ class MapClusterer:
         check_max_instances(value)
         self._max_instances = value
 
-    def _class_ids(self, name: str | Integral) -> tuple[int, ...]:
+    def _class_ids(self, name: str | int | Integral) -> tuple[int, ...]:
         """Return the class IDs, above 0, of an ID or of a name, which several classes may have."""
         is_id = isinstance(name, Integral) or (isinstance(name, str) and name.isdecimal())
         wanted = int(name) if is_id else name  # type: ignore[call-overload]

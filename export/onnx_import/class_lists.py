@@ -109,7 +109,7 @@ def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...
         InputError: a class does not exist.
     """
     if things is not None:
-        ids = set()
+        ids = set[int]()
         for one in (part.strip() for part in things.split(",") if part.strip()):
             if one in names:
                 ids.update(i for i, name in enumerate(names) if name == one)  # several may have one name
