@@ -80,20 +80,34 @@ def network_input(image: NDArray[np.uint8], size_hw: tuple[int, int], pixels: Pi
 
 
 def labels_of(
-    scores: NDArray[Any], size_hw: tuple[int, ...] | None = None, corner_aligned: bool = False
+    scores: NDArray[Any],
+    size_hw: tuple[int, ...] | None = None,
+    class_axis: int | None = 1,
+    threshold: float = 0.0,
+    corner_aligned: bool = False,
 ) -> NDArray[np.int64]:
-    """Return the class of every pixel, int64 (h, w), from scores that are upsampled bilinearly.
+    """Return the class of every pixel from scores that are upsampled bilinearly.
 
     Args:
-        scores: float (1, C, h, w).
+        scores: float (1, C, h, w) or (1, h, w, C), or a class map. With one channel, class 1 is above
+            ``threshold``.
         size_hw: size of the result; default: size of the scores.
+        class_axis: 1 or 3; 0 = no class axis and one channel; None = a class map.
         corner_aligned: upsample with align_corners=True.
+
+    Returns:
+        int64 (h, w).
     """
-    maps = np.asarray(scores[0], np.float32)
+    if class_axis is None:
+        return scores.reshape([side for side in scores.shape if side > 1]).astype(np.int64)
+    maps = np.moveaxis(scores, class_axis, 1)[0] if class_axis else scores
     h, w = size_hw or maps.shape[1:]
-    labels, best = np.zeros((h, w), np.int64), np.zeros((h, w), np.float32)
-    for k, one in enumerate(maps):
+    labels = np.zeros((h, w), np.int64)
+    best = np.full((h, w), threshold, np.float32)
+    for k, one in enumerate(np.asarray(maps, np.float32)):
         fine = upsample(one, (h, w), corner_aligned)
+        if len(maps) == 1:
+            return (fine > threshold).astype(np.int64)
         higher = (fine > best) | (k == 0)
         labels[higher], best[higher] = k, fine[higher]
     return labels

@@ -332,10 +332,13 @@ def test_disagreement_is_drawn(tmp_path):
     assert np.array_equal(red, wrong > 0)
 
 
-def test_labels_of_scores():
+def test_labels_of_all_layouts():
     scores = np.random.default_rng(0).normal(size=(1, 4, 6, 8)).astype(np.float32)
     labels = labels_of(scores, (6, 8))
     assert np.array_equal(labels, scores[0].argmax(0))
+    assert np.array_equal(labels_of(scores.transpose(0, 2, 3, 1), (6, 8), 3), labels)
+    assert np.array_equal(labels_of(labels[None], class_axis=None), labels)
+    assert np.array_equal(labels_of(scores[:, :1]), scores[0, 0] > 0)
     corners = labels_of(scores, (11, 15), corner_aligned=True)
     assert np.array_equal(corners[::2, ::2], labels)
 
