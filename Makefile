@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# processes that run tests in `make test`; each takes up to 3 GB of memory
-JOBS ?= $(shell cores=$$(nproc 2> /dev/null || sysctl -n hw.ncpu); echo $$((cores < 4 ? cores : 4)))
+# processes that run tests in `make test`: one per core, four at most, and 6 GB of memory for each
+JOBS ?= $(shell $(PYTHON) -c 'import os; memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"); \
+  print(max(1, min(4, os.cpu_count(), int(memory / 6e9))))')
 
 .PHONY: demo docs test test-cpp test-export test-ros test-ray test-zoo test-plugin test-engines test-packages lint clean
 
