@@ -41,7 +41,9 @@ def check_exists(path: Path) -> None:
             "tfiseg"
         )
     if path.is_dir():
-        raise ModelError(f"{printable(str(path))} is a folder, expected the file of a model (.onnx)")
+        raise ModelError(
+            f"{printable(str(path))} is a folder, which ONNX Runtime can't load: name a model file (.onnx)"
+        )
 
 
 def parse_info(text: str | None, path: Path) -> ModelInfo:

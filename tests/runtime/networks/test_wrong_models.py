@@ -11,8 +11,8 @@ from tfiseg.runtime.networks.session import DEFAULT_MODEL
     [
         ({"model": DEFAULT_INSTANCE_MODEL}, "is an instance network, expected a semantic.*instance_model"),
         ({"instance_model": DEFAULT_MODEL}, "is no instance network: leave `instance_model`"),
-        ({"model": "/"}, "^/ is a folder, expected the file of a model"),
-        ({"instance_model": "/"}, "^/ is a folder, expected the file of a model"),
+        ({"model": "/"}, "^/ is a folder, which ONNX Runtime can't load: name a model file"),
+        ({"instance_model": "/"}, "^/ is a folder, which ONNX Runtime can't load: name a model file"),
         ({"model": __file__}, r"can't load .*A model is an \.onnx file"),
     ],
 )
