@@ -18,6 +18,7 @@ _TRIM_QUANTILES: tuple[tuple[float, Literal["lower", "higher"]], ...] = ((0.1, "
 _MM_PER_M = 1000.0
 # depth sensors reach less than this, and in millimeters it is 0.2 m. Every eighth pixel and row is checked.
 _MAX_PLAUSIBLE_M, _CHECK_STEP = 200.0, 8
+_MATRIX_TOLERANCE = 1e-3  # pixels; a principal point or focal length in a wrong place is much larger
 
 
 def depth_in_meters(depth_map: Any, size_hw: tuple[int, int]) -> NDArray[np.float32]:
@@ -59,8 +60,9 @@ def _warn_of_millimeters(meters: NDArray[np.float32]) -> None:
 def check_intrinsics(intrinsics: Any) -> tuple[float, float, float, float]:
     """Return (fx, fy, cx, cy) in pixels of four numbers or a camera matrix (3, 3); raises InputError."""
     values = as_numpy(intrinsics, "intrinsics")
-    if values.shape == (3, 3):
-        if not np.array_equal(values[[1, 2, 2, 2], [0, 0, 1, 2]], (0, 0, 0, 1)):
+    if values.shape == (3, 3) and np.issubdtype(values.dtype, np.number):
+        # matrices that were computed, for example by inversion, are not exact
+        if not np.allclose(values[[1, 2, 2, 2], [0, 0, 1, 2]], (0, 0, 0, 1), atol=_MATRIX_TOLERANCE):
             raise InputError(
                 "intrinsics as a camera matrix must be [[fx, s, cx], [0, fy, cy], [0, 0, 1]], got "
                 f"{values.tolist()}: it may be transposed"

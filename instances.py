@@ -169,7 +169,7 @@ class Instances:
         flags = as_numpy(keep, "keep")
         if flags.dtype != bool and not np.isin(flags, (0, 1)).all():
             raise InputError(
-                f"select takes bools, or 0 and 1, for each instance, got {flags.tolist()}: "
+                f"select takes bools, or 0 and 1, for each instance, got {flags}: "
                 "select numbers of instances by an index, instances[[0, 2]]"
             )
         return self[flags.astype(bool)]

@@ -163,5 +163,5 @@ def _in_options(message: str) -> str:
     for name, field in _FIELDS.items():
         option = "--" + name.replace("_", "-")
         message = re.sub(rf'\b{field}="(\w+)"', rf"{option} \1", message)
-        message = re.sub(rf"(?<![-\w]){field}(?= (must|has|and|average)\b)", option, message)
+        message = re.sub(rf"(?<![-\w]){field}(?= (must|has|is|and|average)\b)", option, message)
     return message.replace(" or outlines", " or --outlines")

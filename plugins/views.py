@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,12 @@ class ViewsCall:
         self._workspace = np.empty(views_workspace_bytes(self.struct, max_parts), np.uint8)
         self.struct.workspace = self._workspace.ctypes.data
         self.struct.workspace_bytes = self._workspace.nbytes
+
+
+def check_max_views(max_views: int | None) -> None:
+    """Raise InputError if a maximum number of views per frame is out of range; None: the default."""
+    if max_views is not None and not (isinstance(max_views, Integral) and max_views >= 1):
+        raise InputError(f"max_views must be at least 1, got {max_views!r}")
 
 
 def check_scene(scene: Scene) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError, check_choice
 from ..plugins.settings import MAX_INSTANCES, Split, check_max_instances, check_min_area, split_table
+from ..plugins.views import check_max_views
 from .networks.model_variants import MAX_LONG_SIDE_PX, MIN_LONG_SIDE_PX
 from .networks.multi_scale import MAX_SCALE, checked_scales
 from .networks.session import BACKENDS, CUDA_PROVIDER, DEFAULT_PROVIDERS, DEVICES
@@ -55,7 +56,7 @@ class SegmenterSettings:
         object.__setattr__(self, "scales", checked_scales(self.scales))
         for name in ("model", "instance_model"):
             if getattr(self, name) == "":  # as an unset variable of a shell gives it
-                raise InputError(f"{name} is empty: name a file, or leave it out for the one of tfiseg")
+                raise InputError(f"{name} is empty: name a file, or leave it out to use tfiseg's own network")
         check_choice("quality", self.quality, QUALITIES)
         if self.refine is not None:
             check_choice("refine", self.refine, REFINES)
@@ -79,8 +80,7 @@ class SegmenterSettings:
             raise InputError(
                 f"long_side_px must lie in {MIN_LONG_SIDE_PX}..{MAX_LONG_SIDE_PX}, got {self.long_side_px!r}"
             )
-        if self.max_views is not None and not (isinstance(self.max_views, Integral) and self.max_views >= 1):
-            raise InputError(f"max_views must be at least 1, got {self.max_views!r}")
+        check_max_views(self.max_views)
         if not isinstance(self.tiles, Integral) or not 1 <= self.tiles <= MAX_SCALE:
             raise InputError(f"tiles must lie in 1..{MAX_SCALE:g}, got {self.tiles!r}: give a whole number")
         self._check_effects()

@@ -158,6 +158,12 @@ def test_plausible_depths_give_no_warning(boxes, depth):
         boxes.with_depth(depth, CAMERA)
 
 
+def test_a_computed_matrix_may_be_inexact(boxes):
+    matrix = np.array([[FX, 0, CX], [0, FY, CY], [0, 0, 1]])
+    found = boxes.with_depth(wall(2), matrix + 1e-9)
+    assert np.allclose(found.centroid_xyz_m, boxes.with_depth(wall(2), matrix).centroid_xyz_m, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     "matrix",
     [

@@ -43,7 +43,7 @@ def make_result(problem: Problem) -> tuple[ResultStruct, dict]:
         "count": np.zeros(n, np.int32),
         "table": np.zeros((n, problem.settings.max_instances, 10), np.float32),
     }
-    return ResultStruct(ctypes.sizeof(ResultStruct), **{name: a.ctypes.data for name, a in out.items()}), out
+    return ResultStruct(**{name: a.ctypes.data for name, a in out.items()}), out
 
 
 def time_in_graph(library: ctypes.CDLL, problem: Problem, replays: int = 2000) -> tuple[float, int]:

@@ -109,8 +109,10 @@ class TorchGpuSession(GpuSession):
             return TorchContext(network, device)
 
         first = new_context()
-        lanes = [(first, stream)]
-        super().__init__(path, info, cuda, lanes, first.types, ANY_SIZE, True, new_context, preprocessing)
+        lanes, types = [(first, stream)], first.types
+        super().__init__(
+            path, info, cuda, lanes, types, ANY_SIZE, new_context=new_context, preprocessing=preprocessing
+        )
 
 
 class TorchContext:

@@ -7,6 +7,7 @@ so that a program that never closed its pipeline would lose its exit status.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import weakref
 from typing import Protocol
@@ -30,8 +31,9 @@ def no_longer_running(pipeline: _Closable) -> None:
 
 
 def _close_all() -> None:
-    for pipeline in list(_running):
-        pipeline.close()
+    with contextlib.ExitStack() as stack:  # an error of one, such as of its source, leaves none running
+        for pipeline in list(_running):
+            stack.callback(pipeline.close)
 
 
 atexit.register(_close_all)

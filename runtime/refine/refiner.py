@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from ...instances import Instances, instances_from_table
 from ...plugins.native import region_counts
 from ...plugins.operator import cluster_batch
 from ...plugins.settings import MIN_AREA_PX, cut_settings
+from ...plugins.views import check_max_views
 from ..networks.instance_session import DEFAULT_INSTANCE_MODEL, InstanceMaps, InstanceSession, is_for_groups
 from ..networks.open_session import open_instance_session
 from ..networks.session import DEFAULT_PROVIDERS
@@ -97,8 +97,7 @@ class Refiner:
         threads: int = 0,
         providers: Sequence[str] = DEFAULT_PROVIDERS,
     ) -> None:
-        if max_views is not None and not (isinstance(max_views, Integral) and max_views >= 1):
-            raise InputError(f"max_views must be at least 1, got {max_views!r}")
+        check_max_views(max_views)
         path = DEFAULT_INSTANCE_MODEL if model is None else model
         self.session = open_instance_session(path, threads, providers)
         self.min_area = MIN_AREA_PX if self.session.min_area is None else self.session.min_area

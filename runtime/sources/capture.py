@@ -27,7 +27,10 @@ class Capture(Protocol):
 
 
 def close_unused(close: Callable[[], None], in_use: threading.Lock, name: str) -> None:
-    """Close a capture unless another thread is reading it, which would crash the process."""
+    """Close a capture unless another thread is reading it, which would crash the process.
+
+    ``close`` must look the capture up: while it waits, the other thread may open a new one.
+    """
     if in_use.acquire(timeout=_RELEASE_SECONDS):
         close()
         in_use.release()

@@ -168,7 +168,7 @@ class LiveStream(Source):
         self._interrupted.set()
 
     def close(self) -> None:
-        close_unused(self._capture.release, self._in_use, self.name)
+        close_unused(lambda: self._capture.release(), self._in_use, self.name)
 
 
 def describe_capture(name: str, capture: Capture, request: CameraRequest) -> tuple[str, bool]:

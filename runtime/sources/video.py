@@ -56,7 +56,7 @@ class VideoFile(Source):
 
     def close(self) -> None:
         self._closed = True
-        close_unused(self._reader.close, self._in_use, self.name)
+        close_unused(lambda: self._reader.close(), self._in_use, self.name)
 
 
 def open_file(path: Path) -> VideoReader:

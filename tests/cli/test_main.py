@@ -71,6 +71,7 @@ def test_failures_print_a_message_and_exit_with_1(argv, message, capsys, tmp_pat
         (["run", "x.png", "--min-area", "-1"], "--min-area must lie in 0.."),
         (["run", "x.png", "--min-score", "30"], "--min-score must lie in 0..1, got 30.0"),
         (["run", "x.png", "--split", "7"], "--split must be"),
+        (["run", "x.png", "--model", ""], "--model is empty"),
         (["run", "x.png", "--long-side", "9"], "--long-side must lie in"),
         (["run", "x.png", "--threads", "-1"], "--threads must be"),
         (["run", "x.png", "--flip", "--refine", "frame"], "use --refine components"),

@@ -55,6 +55,21 @@ def test_a_closed_pipeline_is_not_closed_again():
     assert end_of(*lines).stdout == "running\n"
 
 
+def test_an_error_at_the_end_of_one_pipeline_leaves_no_other_running():
+    lines = (
+        "def fail():",
+        "    raise OSError('the cable is cut')",
+        "others = [tfiseg.Pipeline(Endless('camera'), segmenter).start() for _ in range(2)]",
+        "for one in (pipeline, *others):",
+        "    one.source.interrupt = fail",
+        "    close = one.close",
+        "    one.close = lambda close=close: (print('closed', flush=True), close())",
+    )
+    ended = end_of(*lines)
+    assert ended.stdout == "running\n" + 3 * "closed\n"
+    assert "the cable is cut" in ended.stderr
+
+
 def test_a_forked_process_does_not_wait_for_the_pipeline_of_its_parent():
     lines = (
         "import os",

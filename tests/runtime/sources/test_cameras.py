@@ -332,3 +332,44 @@ def test_closing_does_not_release_a_camera_that_hangs(caplog):
     assert "reading camera-0 does not return" in caplog.text
     capture.resume.set()
     reader.join(5)
+
+
+class LostCapture:
+    """A capture that delivers nothing."""
+
+    is_released = False
+
+    def read(self):
+        return False, None
+
+    def grab(self):
+        return False
+
+    def get(self, property_id):
+        return 0.0
+
+    def getBackendName(self):
+        return "TEST"
+
+    def release(self):
+        self.is_released = True
+
+
+def test_a_capture_that_is_reopened_during_close_is_released():
+    captures, is_reopening = [], threading.Event()
+
+    def opener():
+        captures.append(LostCapture())
+        if len(captures) == 2:
+            is_reopening.set()
+            time.sleep(0.2)  # close() waits meanwhile
+        return captures[-1]
+
+    source = LiveStream("camera", opener)
+    reader = threading.Thread(target=lambda: list(source))
+    reader.start()
+    assert is_reopening.wait(10)
+    source.interrupt()
+    source.close()
+    reader.join(10)
+    assert [capture.is_released for capture in captures] == [True, True]
