@@ -82,7 +82,7 @@ def picture_problem(value: Any, array: NDArray[Any]) -> str:
         fix = "use picture.astype(np.uint8) if the values are 0..255"
     else:
         fix = "expected one or three channels"
-    return f"{describe_array(array) if array.ndim else type(value).__name__}: {fix}"
+    return f"{array.dtype} {array.shape}: {fix}"
 
 
 def row_number(index: Integral | int, count: int) -> int:

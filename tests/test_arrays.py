@@ -33,12 +33,6 @@ def test_what_is_no_picture_gets_its_own_advice(picture, fix):
         to_bgr(picture)
 
 
-@pytest.mark.parametrize(("picture", "got"), [(None, "NoneType"), (3, "int"), (io.BytesIO(), "BytesIO")])
-def test_the_type_of_what_is_no_array_is_named(picture, got):
-    with pytest.raises(tfiseg.InputError, match=rf"\(H, W\) gray, got {got}: "):
-        to_bgr(picture)
-
-
 @pytest.mark.parametrize(
     ("index", "message"),
     [

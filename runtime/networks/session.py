@@ -42,7 +42,8 @@ def check_exists(path: Path) -> None:
         )
     if path.is_dir():
         raise ModelError(
-            f"{printable(str(path))} is a folder, which ONNX Runtime can't load: name a model file (.onnx)"
+            f"can't read the model {printable(str(path))}: Is a directory. ONNX Runtime can't load a folder: "
+            "name a model file (.onnx)"
         )
 
 

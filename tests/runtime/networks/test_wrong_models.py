@@ -11,8 +11,14 @@ from tfiseg.runtime.networks.session import DEFAULT_MODEL
     [
         ({"model": DEFAULT_INSTANCE_MODEL}, "is an instance network, expected a semantic.*instance_model"),
         ({"instance_model": DEFAULT_MODEL}, "is no instance network: leave `instance_model`"),
-        ({"model": "/"}, "^/ is a folder, which ONNX Runtime can't load: name a model file"),
-        ({"instance_model": "/"}, "^/ is a folder, which ONNX Runtime can't load: name a model file"),
+        (
+            {"model": "/"},
+            "^can't read the model /: Is a directory. ONNX Runtime can't load a folder: name a model file",
+        ),
+        (
+            {"instance_model": "/"},
+            "^can't read the model /: Is a directory. ONNX Runtime can't load a folder: name a model file",
+        ),
         ({"model": __file__}, r"can't load .*A model is an \.onnx file"),
     ],
 )
