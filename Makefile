@@ -50,13 +50,13 @@ test-zoo:
 test-ros:
 	test -x .venv-ros/bin/python || $(PYTHON) -m venv .venv-ros
 	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check -r samples/ros2/requirements.txt
-	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check ".[demo]" cyclonedds==11.0.1 rosbags==0.11.9 pytest
+	.venv-ros/bin/python -m pip install --quiet --disable-pip-version-check ".[demo]" cyclonedds==11.0.1 rosbags==0.11.9 pytest pytest-timeout
 	.venv-ros/bin/python -m pytest tests/ros2
 
 # Archives on a local Ray cluster.
 test-ray:
 	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
-	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ".[ray]" pytest
+	.venv-ray/bin/python -m pip install --quiet --disable-pip-version-check ".[ray]" pytest pytest-timeout
 	.venv-ray/bin/python -m pytest tests/runtime/archive tests/samples/test_ray_batch.py
 
 # The TensorRT plugin: compiled for every architecture, loaded by TensorRT, and its interface tested. Needs nvcc, but no GPU.

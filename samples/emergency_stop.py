@@ -59,7 +59,7 @@ class EmergencyStop:
         self._clear_since: float | None = None
         self._clear_count = 0
         self.stopped, self.reason = True, "no result yet"
-        self._cause = "silence"
+        self._cause = "start"
 
     def update(self, danger: float, captured_s: float) -> None:
         """Update with the danger and the capture time of a result. NaN stops the robot."""

@@ -11,6 +11,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from processes import start_process
 from tfiseg.cli import shutdown
 from tfiseg.cli.main import main
 from waiting import count_lines, wait_until
@@ -18,19 +19,8 @@ from waiting import count_lines, wait_until
 RUN = [sys.executable, "-m", "tfiseg", "run"]
 
 
-def start_run(*words, preexec_fn=None):
-    return subprocess.Popen(
-        [*RUN, *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=preexec_fn or listen,
-    )
-
-
-def listen():  # background jobs of a shell ignore Ctrl-C, and children inherit this
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+def start_run(*words, ignored=()):
+    return start_process([*RUN, *words], ignored, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 # opening a source blocks in C without end, like a stalled network disk
@@ -53,9 +43,7 @@ BLOCKED_WITHOUT_LOCK = BLOCKED.replace(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_the_process_while_a_source_opens(number, tmp_path):
     command = [sys.executable, "-c", BLOCKED_WITHOUT_LOCK, str(tmp_path / "out")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    )
+    process = start_process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "opening\n"
     began = time.monotonic()
     process.send_signal(number)
@@ -106,11 +94,7 @@ def test_hangup_completes_the_outputs(tmp_path):
 
 
 def test_nohup_is_respected(tmp_path):
-    def ignore_hangup():
-        listen()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = start_run("synthetic", "--frames", 40, "--out", tmp_path, preexec_fn=ignore_hangup)
+    process = start_run("synthetic", "--frames", 40, "--out", tmp_path, ignored=[signal.SIGHUP])
     wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=120)

@@ -1,5 +1,6 @@
 """Engines of the emulated GPU, which contain ONNX files, for tests of sessions and of view refinement."""
 
+import gc
 import json
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(engine_file, "this_machine", lambda: MACHINE)
     # engines preprocess in the graph, so for bit-exact comparison ONNX Runtime does the same
     monkeypatch.setattr(onnx_session, "split_preprocessing", lambda model: None)
-    return emulated_gpu.Gpu()
+    gpu = emulated_gpu.Gpu()
+    yield gpu
+    gpu.graphs.clear()  # those of segmenters that a test did not close would keep their networks in memory
+    gc.collect()
 
 
 def engine_of(model, folder, name="net.engine"):

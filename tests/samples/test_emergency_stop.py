@@ -121,6 +121,7 @@ def test_old_results_do_not_count_as_clear(guard, clock):
         clock.now += 0.1
         guard.update(0, clock.now - 0.4)
     assert guard.stopped
+    assert guard.reason == "no result for 400 ms", "not that there is none yet"
 
 
 def test_an_error_stops_until_the_way_is_clear_again(guard, clock):

@@ -9,7 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from processes import start_process
 from skimage import data
+from waiting import count_lines, wait_until
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
@@ -122,6 +124,7 @@ def test_a_video_of_images_of_several_sizes_has_all_of_them(tmp_path):
 WITH_A_BUG = """
 import runpy, sys
 import tfiseg
+from waiting import count_lines, wait_until
 def fail(self):
     raise ZeroDivisionError("a bug")
 tfiseg.Pipeline.newest = fail
@@ -140,13 +143,12 @@ def test_a_robot_stops_at_a_bug_of_its_program(name):
 
 @pytest.mark.parametrize("name", ["embed_in_robot.py", "emergency_stop.py"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_robot_stops_when_its_program_is_stopped(name, number):
-    command = [sys.executable, SAMPLES / name, "synthetic"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL)
-    ) as process:
-        lines = [process.stdout.readline(), process.stdout.readline()]  # the second needs a result
-        process.send_signal(number)
-        lines += process.stdout.read().splitlines()
+def test_a_robot_stops_when_its_program_is_stopped(name, number, tmp_path):
+    output = tmp_path / "output.txt"
+    with output.open("w") as file:
+        process = start_process([sys.executable, SAMPLES / name, "synthetic"], stdout=file)
+    wait_until(lambda: count_lines(output) >= 2, 90, process)  # the second needs a result
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    lines = output.read_text().splitlines()
     assert [line for line in lines if line.startswith("STOP: ")][-1] == "STOP: interrupted"
-    assert process.returncode == 0

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tfiseg
+from processes import start_process
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from tfiseg.files import writable_folder
@@ -98,14 +99,12 @@ def endless_run(out):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_valid_outputs(tmp_path, stop):
-    command = endless_run(tmp_path)
-
-    def accept_interrupts():  # background jobs of a shell ignore Ctrl-C, and so do their children
-        signal.signal(signal.SIGINT, signal.SIG_IGN if stop == signal.SIGTERM else signal.SIG_DFL)
-
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, preexec_fn=accept_interrupts
+    process = start_process(
+        endless_run(tmp_path),
+        [signal.SIGINT] if stop == signal.SIGTERM else [],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 5, 60, process)
     process.send_signal(stop)
