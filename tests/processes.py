@@ -13,7 +13,7 @@ def start_process(
     """Start a process that ends at signals, except at ignored ones.
 
     Background jobs of a shell ignore Ctrl-C, and so would their children. ``preexec_fn`` is no way to change
-    this: it runs Python in a fork of a process with many threads, where it may wait forever for a lock.
+    this: it runs Python in a fork, where a garbage collection waits forever for the threads of a network.
     """
     kept = {
         number: signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)

@@ -1,7 +1,9 @@
+import gc
 import json
 import pickle
 import subprocess
 import sys
+import weakref
 
 import cv2
 import numpy as np
@@ -227,3 +229,19 @@ def test_a_pickled_segmenter_keeps_its_defaults():
     assert again.settings.quality == "fast"
     assert again.min_score == tfiseg.Segmenter(quality="fast").min_score
     assert again.settings.min_score is None
+
+
+@pytest.mark.parametrize("quality", ["fast", "balanced", "best"])
+def test_the_last_reference_frees_the_networks(quality, astronaut):
+    """In a cycle of references, they would stay in memory until a garbage collection."""
+    gc.disable()
+    try:
+        segmenter = tfiseg.Segmenter(quality=quality)
+        segmenter(astronaut)
+        networks = [weakref.ref(segmenter.session)]
+        if segmenter.refiner is not None:
+            networks.append(weakref.ref(segmenter.refiner.session))
+        del segmenter
+        assert [network() for network in networks] == [None] * len(networks)
+    finally:
+        gc.enable()
