@@ -22,6 +22,7 @@ from ..plugins.settings import (
     split_table,
 )
 from .networks.model_info import ModelInfo
+from .networks.model_variants import WITHOUT_HEADS
 from .networks.session import Session
 from .object_score import FEATURES, object_probability
 from .segmenter_settings import SegmenterSettings, check_min_score
@@ -88,19 +89,29 @@ class MapClusterer:
 
     session: Session
     class_names: tuple[str, ...]
-    refine: str
+    _method: str  # see ``Segmenter.refine``
 
     def _read_parameters(self, settings: SegmenterSettings) -> None:
         """Complete the options from the model's metadata."""
         self.things = settings.things
-        parameters = self.session.info.extra.get("clustering", {})
-        self.split: Split = settings.split if settings.split is not None else parameters.get("split", "auto")
-        split_table(self.split)  # raises now, not at the first frame
-        self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self.min_area = settings.min_area
         self._tiles = settings.tiles
         self.max_instances = settings.max_instances
-        self.threads = settings.threads or None
+        self._threads = settings.threads or None
+        self._given_min_score, self._given_split = settings.min_score, settings.split
+        self._read_metadata()
+
+    def _read_metadata(self) -> None:
+        """Read the parameters of clustering and scores. Without its heads, a model may have others."""
+        metadata = self.session.info.extra
+        parameters = metadata.get("clustering", {})
+        if self._method != "frame":
+            parameters = parameters | metadata.get(WITHOUT_HEADS, {}).get("clustering", {})
+        self._split: Split = (
+            parameters.get("split", "auto") if self._given_split is None else self._given_split
+        )
+        split_table(self._split)  # raises now, not at the first frame
+        self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self._merge_rule, self._part_rule = (
             None if name not in parameters else np.array(parameters[name], np.float32)
             for name in ("merge_rule", "part_rule")
@@ -113,8 +124,7 @@ class MapClusterer:
                 f"{self.session.path}: its score calibration has {len(self.score_rule)} numbers, expected "
                 f"{len(FEATURES) + 1}. Export the model again."
             )
-        default = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
-        self._default_min_score, self._given_min_score = default, settings.min_score
+        self._default_min_score = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
 
     @property
     def min_score(self) -> float:
@@ -180,7 +190,7 @@ class MapClusterer:
         """Return the operator's settings for a frame of this size."""
         return ClusterSettings(
             things=self.clustered_classes,
-            split=self.split,
+            split=self._split,
             min_area=self._frame_min_area(size_hw),
             max_instances=self.max_instances,
             affinity_offsets=self._affinity_offsets,
@@ -209,7 +219,7 @@ class MapClusterer:
             settings=settings.components(min(MIN_AREA_PX, settings.min_area)),
             output_size_hw=size_hw,
             class_names=self.class_names,
-            threads=self.threads,
+            threads=self._threads,
         )[0]
 
     def filter_instances(
@@ -275,7 +285,7 @@ class MapClusterer:
             frame_size_hw: of the frame, in pixels.
             calibrated: see ``filter_instances``.
         """
-        if self.refine != "frame":  # engines always return their heads' maps
+        if self._method != "frame":  # engines always return their heads' maps
             maps = {name: value for name, value in maps.items() if name not in ("affinity", "boundary")}
         settings = margins.shifted(self.cluster_settings(frame_size_hw))
         if split is not None:
@@ -288,6 +298,6 @@ class MapClusterer:
             settings=settings.for_maps("affinity" in maps, "boundary" in maps),
             output_size_hw=frame_size_hw,
             class_names=self.class_names,
-            threads=self.threads,
+            threads=self._threads,
         )
         return self.filter_instances(found, frame_size_hw, calibrated, margins=margins)

@@ -35,9 +35,7 @@ _FIXED_OPTIONS = frozenset(field.name for field in fields(SegmenterSettings)) - 
     "min_score",
     "min_area",
     "max_instances",
-    "split",
     "refine",
-    "threads",
 }
 
 _log = logging.getLogger("tfiseg")
@@ -159,12 +157,26 @@ class Segmenter(MapClusterer):
             path, settings.threads, settings.onnx_providers, variant, settings.torch_device
         )
         self.class_names = self.session.info.class_names
-        self.refine = self._possible_refine(settings)
+        self._method = self._possible_refine(settings)
         self._read_parameters(settings)
         self._check_effects(settings)
         if settings.several_passes:
             self.session = self._open_multi_scale(settings)
         self._open_refiner(settings)
+
+    @property
+    def refine(self) -> str:
+        """How instances are found: "shape", "frame" or "components"."""
+        return self._method
+
+    @refine.setter
+    def refine(self, value: str) -> None:
+        alone = self.refiner is None and self._mask_refiner is None and self._gpu.reason_for_cpu is not None
+        both = alone and self.session.has("affinity")
+        if value != self._method and not (both and value in ("shape", "frame")):
+            raise InputError(f"refine can't be changed to {value!r} here: make a new Segmenter(refine=...)")
+        self._method = value
+        self._read_metadata()
 
     def _check_effects(self, settings: SegmenterSettings) -> None:
         """Raise InputError for options that the model doesn't support."""
@@ -172,10 +184,10 @@ class Segmenter(MapClusterer):
         if operator is not None:
             check_built_in_operator(settings, operator, self.things, self.session.path)
             return
-        check_split(settings, self.refine)
+        check_split(settings, self._method)
         if isinstance(self.session, GpuSession):
             check_gpu_options(settings, self.session.clusters)
-            if self.refine == "shape":
+            if self._method == "shape":
                 self.session.cluster_class_map_alone()
 
     def _possible_refine(self, settings: SegmenterSettings) -> str:
@@ -211,7 +223,7 @@ class Segmenter(MapClusterer):
 
     def _open_refiner(self, settings: SegmenterSettings) -> None:
         refiner = None
-        if self.refine == "components" or settings.outlines:
+        if self._method == "components" or settings.outlines:
             refiner = Refiner(
                 settings.instance_model,
                 max_views=settings.max_views,
@@ -219,7 +231,7 @@ class Segmenter(MapClusterer):
                 threads=settings.threads,
                 providers=settings.onnx_providers,
             )
-        self.refiner = refiner if self.refine == "components" else None
+        self.refiner = refiner if self._method == "components" else None
         outlines = settings.outlines
         if outlines is None:
             outlines = refiner is not None and refiner.session.can_refine_masks

@@ -115,6 +115,16 @@ def test_fast_does_not_use_the_heads_of_an_engine(gpu, monkeypatch, tmp_path):
     same(balanced, segmenter.cluster_maps(maps, frame.shape[:2]))
 
 
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_an_engine_is_calibrated_as_its_network_is_without_heads(gpu, monkeypatch, tmp_path, quality):
+    """Its heads stay in the engine; their score calibration was used for instances without them."""
+    emulated_gpu.install(monkeypatch, gpu)
+    rule = tfiseg.Segmenter(quality=quality).score_rule
+    assert rule != tfiseg.Segmenter().score_rule
+    with tfiseg.Segmenter(engine_of(DEFAULT_MODEL, tmp_path), quality=quality) as segmenter:
+        assert segmenter.score_rule == rule
+
+
 def test_a_fixed_split_needs_quality_fast():
     tfiseg.Segmenter(split=0.5, quality="fast")
     tfiseg.Segmenter(PLAIN_MODEL, split=0.5)  # it has no heads

@@ -88,13 +88,34 @@ def test_wrong_options_are_errors(name, value, message):
         tfiseg.Segmenter(quality="best", **{name: value})
 
 
-@pytest.mark.parametrize("name", ["quality", "model", "outlines", "tiles", "flip", "long_side_px", "device"])
+FIXED = ["quality", "model", "outlines", "tiles", "flip", "long_side_px", "device", "split", "threads"]
+
+
+@pytest.mark.parametrize("name", FIXED)
 def test_options_of_open_networks_cannot_be_changed(segmenter, name):
     # it was accepted without effect: results stayed those of the old option
     with pytest.raises(
         tfiseg.InputError, match=rf"{name} of a segmenter can't be changed.*Segmenter\({name}="
     ):
         setattr(segmenter, name, getattr(segmenter.settings, name))
+
+
+@pytest.mark.parametrize(
+    ("quality", "value"),
+    [
+        ("balanced", "components"),
+        ("balanced", "best"),
+        ("fast", "frame"),
+        ("best", "shape"),
+        ("best", "frame"),
+    ],
+)
+def test_refine_can_be_changed_only_to_what_the_open_networks_do(quality, value):
+    segmenter = tfiseg.Segmenter(quality=quality, threads=1)
+    before = segmenter.refine
+    with pytest.raises(tfiseg.InputError, match=f"refine can't be changed to '{value}' here"):
+        segmenter.refine = value
+    segmenter.refine = before
 
 
 def test_all_classes_of_a_name_are_segmented(tmp_path):
