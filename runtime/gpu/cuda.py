@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,10 @@ class Graph:
         if self._executable:
             call("cuGraphExecDestroy", self._executable)
             self._executable = ctypes.c_void_p()
+
+    def __del__(self) -> None:  # of a segmenter that was not closed, unlike memory of PyCUDA
+        with suppress(Exception):  # the driver may have ended
+            self.release()
 
 
 @functools.cache

@@ -24,10 +24,8 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(engine_file, "this_machine", lambda: MACHINE)
     # engines preprocess in the graph, so for bit-exact comparison ONNX Runtime does the same
     monkeypatch.setattr(onnx_session, "split_preprocessing", lambda model: None)
-    gpu = emulated_gpu.Gpu()
-    yield gpu
-    gpu.graphs.clear()  # those of segmenters that a test did not close would keep their networks in memory
-    gc.collect()
+    yield emulated_gpu.Gpu()
+    gc.collect()  # frees sessions that a test did not close: half a gigabyte each
 
 
 def engine_of(model, folder, name="net.engine"):

@@ -1,5 +1,6 @@
 """Engines on an emulated GPU: instances are bit-exact with ONNX Runtime."""
 
+import gc
 import logging
 import sys
 import threading
@@ -164,6 +165,18 @@ def test_memory_is_freed(gpu, monkeypatch, tmp_path):
         segmenter(picture(64 + 8 * k, 128))
     assert len(gpu.memory) == in_use  # only a few sizes are kept
     segmenter.session.close()
+    assert not gpu.memory
+    assert not gpu.graphs
+
+
+def test_memory_of_a_session_that_is_not_closed_is_freed(gpu, monkeypatch, tmp_path):
+    emulated_gpu.install(monkeypatch, gpu)
+    segmenter = tfiseg.Segmenter(engine_of(PLAIN_MODEL, tmp_path))
+    segmenter(picture())
+    assert gpu.memory
+    assert gpu.graphs
+    del segmenter
+    gc.collect()
     assert not gpu.memory
     assert not gpu.graphs
 
