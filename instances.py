@@ -55,8 +55,7 @@ class Instances:
 
     Args:
         label_map: int32 (H, W); 0 = no instance, 1..n = instance of row 0..n-1.
-        semantic_map: uint8 (H, W), class IDs; with label_map, a panoptic segmentation. Both maps differ at
-            outlines that mask refinement changed.
+        semantic_map: uint8 (H, W), class IDs; with label_map, a panoptic segmentation.
         class_id: int32 (n,), class IDs.
         score: float32 (n,) in [0, 1]: mean class probability, or the probability of being an object if the
             model has score calibration.

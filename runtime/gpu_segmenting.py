@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class GpuRoute:
 
     def __init__(self, segmenter: Segmenter, max_views: int | None) -> None:
         # with a cycle of references, a deleted segmenter would keep its networks until a garbage collection
-        self._segmenter: Segmenter = weakref.proxy(segmenter)
+        self._segmenter = cast("Segmenter", weakref.proxy(segmenter))
         self._max_views = max_views or DEFAULT_VIEWS
         self.reason_for_cpu = self._reason_for_cpu()
         # without components, masks have no views in the graph

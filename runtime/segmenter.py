@@ -64,7 +64,7 @@ class Segmenter(MapClusterer):
             the one that comes with tfiseg.
         outlines: refine masks with the instance network (see ``Refiner.outlined``), on the GPU with
             "components" in its graph, else on the CPU; default: with "components", if the instance network
-            supports it. ``semantic_map`` is not changed.
+            supports it.
         thorough: with "components", exhaustive refinement (see ``Refiner``); default: from the instance
             network's metadata.
         max_views: with "components", maximum number of regions to refine per frame; default: 64, or 16 in the

@@ -149,11 +149,20 @@ def part_numbers(parts: Clustering, instances: Instances) -> NDArray[np.int32]:
 
 
 def with_refined_masks(instances: Instances, refined: native.RefinedMasks) -> Instances:
-    """Return instances with other masks; classes, scores and ``semantic_map`` stay."""
+    """Return instances with other masks, also in ``semantic_map``; classes and scores stay.
+
+    A pixel that no instance has any more becomes background.
+    """
     source, table = refined.instance_of - 1, refined.table
+    was = np.concatenate([[0], refined.instance_of]).astype(np.int32)[refined.label_map]
+    class_of = np.concatenate([[0], instances.class_id[source]]).astype(np.uint8)
+    moved = np.flatnonzero(was != instances.label_map)
+    semantic_map = instances.semantic_map.copy()
+    semantic_map.flat[moved] = class_of[refined.label_map.flat[moved]]
     return replace(
         instances,
         label_map=refined.label_map,
+        semantic_map=semantic_map,
         class_id=instances.class_id[source],
         track_id=None if instances.track_id is None else instances.track_id[source],
         score=instances.score[source],

@@ -234,8 +234,8 @@ class Refiner:
     ) -> Instances:
         """Refine the masks of instances, however they were found.
 
-        Use it for class maps that a network predicted; true ones need no refinement. Classes, scores and
-        ``semantic_map`` are not changed.
+        Use it for class maps that a network predicted; true ones need no refinement. ``semantic_map`` follows
+        the masks; classes and scores are not changed.
 
         Args:
             image: uint8 (H, W, 3) BGR.
