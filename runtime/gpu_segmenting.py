@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +33,7 @@ class GpuRoute:
     """
 
     def __init__(self, segmenter: Segmenter, max_views: int | None) -> None:
-        # with a cycle of references, a deleted segmenter would keep its networks until a garbage collection
-        self._segmenter = cast("Segmenter", weakref.proxy(segmenter))
+        self._segmenter = segmenter
         self._max_views = max_views or DEFAULT_VIEWS
         self.reason_for_cpu = self._reason_for_cpu()
         # without components, masks have no views in the graph

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,7 +239,8 @@ class Segmenter(MapClusterer):
         self._mask_refiner = refiner if outlines else None
         if refiner is not None and refiner.session.min_area is not None:
             self._model_min_area = refiner.session.min_area
-        self._gpu = GpuRoute(self, settings.max_views)
+        # with a cycle of references, a deleted segmenter would keep its networks until a garbage collection
+        self._gpu = GpuRoute(cast("Segmenter", weakref.proxy(self)), settings.max_views)
         on_cpu = self._gpu.reason_for_cpu
         if refiner is not None:  # raises now, not at the first frame; sessions for crowds are opened later
             maps = self.refiner is not None and on_cpu is not None
