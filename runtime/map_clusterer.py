@@ -127,6 +127,11 @@ class MapClusterer:
         self._default_min_score = MIN_SCORE if self.score_rule is None else MIN_CALIBRATED_SCORE
 
     @property
+    def split(self) -> Split:
+        """See ``tfiseg.cluster``."""
+        return self._split
+
+    @property
     def min_score(self) -> float:
         """Minimum score of reported instances: the option's value, or the default of the model."""
         return self._default_min_score if self._given_min_score is None else self._given_min_score

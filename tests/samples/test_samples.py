@@ -124,7 +124,6 @@ def test_a_video_of_images_of_several_sizes_has_all_of_them(tmp_path):
 WITH_A_BUG = """
 import runpy, sys
 import tfiseg
-from waiting import count_lines, wait_until
 def fail(self):
     raise ZeroDivisionError("a bug")
 tfiseg.Pipeline.newest = fail
