@@ -1,4 +1,4 @@
-"""Atomic writing of files, and writable folders."""
+"""Atomic writing of files, writable folders, and file URLs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from .errors import InputError
 
 _MAX_FOLDERS = 10_000
+
+
+def path_of_file_url(url: str) -> str:
+    """Return the path in file:///PATH, where characters may be escaped.
+
+    Raises InputError if it names another machine, and ValueError if it is malformed.
+    """
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(
+            f"file://{parts.hostname}{parts.path} names the machine {parts.hostname}: a file URL must be "
+            "file:///PATH on this machine"
+        )
+    return os.fsdecode(unquote_to_bytes(parts.path))
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -35,7 +35,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .arrays import as_numpy, is_tensor, picture_problem
 from .errors import InputError
-from .files import printable
+from .files import path_of_file_url, printable
 from .image_formats import check_frames, check_jpeg, describe_format, is_16_bit_color
 
 # formats of Pillow; others run programs (EPS) or are no images
@@ -370,11 +370,7 @@ def _read_url(url: str) -> Picture:
     except ValueError as error:
         raise InputError(f"can't get an image: the URL is malformed: {error}") from None
     if parts.scheme.lower() == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise InputError(
-                f"{name} names the machine {parts.netloc}: a file URL must be file:///PATH on this machine"
-            )
-        return read_image(os.fsdecode(unquote_to_bytes(parts.path)))
+        return read_image(path_of_file_url(url))
     until, chunks, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "tfiseg"})

@@ -9,7 +9,7 @@ from numbers import Integral
 from pathlib import Path
 
 from ...errors import InputError, SourceError, TfisegError
-from ...files import printable
+from ...files import path_of_file_url, printable
 from ...images import IMAGE_SUFFIXES, image_paths, strip_secrets, strip_secrets_from_text
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
@@ -40,7 +40,7 @@ def open_source(
     Args:
         source: an image file; a folder of images or a glob pattern ("shots/*.jpg"); a video file; a camera's
             index (0 or "0") or device ("/dev/v4l/by-id/..."); "csi://0", a Jetson's CSI camera; "gst:" and a
-            GStreamer pipeline with one appsink; an http, rtsp, rtmp, udp, tcp or srt URL; or "synthetic"
+            GStreamer pipeline with one appsink; a file, http, rtsp, rtmp, udp, tcp or srt URL; or "synthetic"
             (people in front of a wall, with ground truth).
         size_wh: requested width and height of a camera, in pixels. The log "tfiseg" and the source's
             ``description`` state the format that the camera delivers.
@@ -111,6 +111,8 @@ def _open(text: str, is_number: bool, request: CameraRequest) -> Source:
         return SyntheticCamera()
     if (address := _URL.match(text)) is not None:
         scheme = address[1].lower()  # FFmpeg accepts lower case only
+        if scheme == "file":
+            return _open(path_of_file_url(text), False, request)
         return _open_address(scheme + text[len(scheme) :], scheme)
     path = Path(text)
     if path.is_char_device():  # /dev/video0, or a persistent name from udev
@@ -143,7 +145,7 @@ def _printable_source(text: str) -> str:
 def _open_address(url: str, scheme: str) -> Source:
     name = strip_secrets(url)
     if scheme not in URL_SCHEMES:
-        raise SourceError(f"can't open {name}: the URL scheme must be one of {', '.join(URL_SCHEMES)}")
+        raise SourceError(f"can't open {name}: the URL scheme must be one of file, {', '.join(URL_SCHEMES)}")
     reader = open_stream(url)
     if reader.is_finite:
         return VideoFile(name, lambda: open_stream(url), reader)

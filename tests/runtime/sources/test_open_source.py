@@ -222,3 +222,25 @@ def test_unreadable_images_are_listed_in_real_time_too(image_folder):
 def test_options_of_a_camera_are_checked(option, value, message):
     with pytest.raises(tfiseg.InputError, match=message):
         tfiseg.open_source("synthetic", realtime=True, **{option: value})
+
+
+@pytest.mark.parametrize("prefix", ["file://", "file://localhost", "FILE://"])
+def test_file_urls_are_paths(tmp_path, prefix):
+    cv2.imwrite(str(tmp_path / "two words.png"), np.zeros((48, 64, 3), np.uint8))
+    escaped = f"{tmp_path}/two%20words.png"
+    for url in (f"{prefix}{escaped}", f"{prefix}{tmp_path}", f"{prefix}{tmp_path}/two*.png"):
+        assert [frame.image.shape for frame in tfiseg.open_source(url)] == [(48, 64, 3)]
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "message"),
+    [
+        ("file:///nowhere/a.mp4", tfiseg.SourceError, "there is no file /nowhere/a.mp4"),
+        ("file://me:s3cret@elsewhere/a.mp4", tfiseg.InputError, "file://elsewhere/a.mp4 names the machine"),
+        ("file://[x/a.mp4", tfiseg.SourceError, "can't open .*Invalid IPv6 URL"),
+    ],
+)
+def test_file_urls_that_name_no_file_here_are_errors(url, error, message):
+    with pytest.raises(error, match=message) as raised:
+        tfiseg.open_source(url)
+    assert "s3cret" not in str(raised.value)
