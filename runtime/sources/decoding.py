@@ -73,8 +73,10 @@ class VideoReader:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the length is known, as that of a file."""
-        return self.frame_count is not None or (self._container.duration or 0) > 0
+        """Whether it is a file: its length is known, or it is an image or an animation."""
+        name: str = self._container.format.name
+        is_image = name in ("gif", "apng") or name.endswith("_pipe")
+        return self.frame_count is not None or (self._container.duration or 0) > 0 or is_image
 
     def frames(self) -> Iterator[Any]:
         """Yield the decoded frames of PyAV. Damaged packets are skipped and counted."""

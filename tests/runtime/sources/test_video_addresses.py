@@ -9,6 +9,7 @@ import threading
 import pytest
 import tfiseg
 from clips import write_clip
+from PIL import Image
 from tfiseg.images import strip_secrets, strip_secrets_from_text
 
 TIMES = [k / 30 for k in range(12)] + [0.4 + k / 10 for k in range(12)]
@@ -115,3 +116,14 @@ def test_a_url_without_a_video_is_an_error(tmp_path, web, path, message):
         tfiseg.open_source(f"http://{web}/{path}")
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["a.png", "two words.jpg", "a.gif"])
+def test_an_image_at_a_url_is_one_frame(tmp_path, web, name):
+    """PNG and GIF were opened again and again, as a live stream."""
+    Image.new("RGB", (64, 48)).save(tmp_path / name)
+    with tfiseg.open_source(f"http://{web}/{name.replace(' ', '%20')}") as source:
+        assert not source.is_live
+        frames = list(source)
+    assert [frame.image.shape for frame in frames] == [(48, 64, 3)]
+    assert "s3cret" not in source.name
