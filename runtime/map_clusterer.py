@@ -98,18 +98,16 @@ class MapClusterer:
         self._tiles = settings.tiles
         self.max_instances = settings.max_instances
         self._threads = settings.threads or None
-        self._given_min_score, self._given_split = settings.min_score, settings.split
-        self._read_metadata()
+        self._given_min_score = settings.min_score
+        self._read_metadata(settings.split)
 
-    def _read_metadata(self) -> None:
+    def _read_metadata(self, split: Split | None) -> None:
         """Read the parameters of clustering and scores. Without its heads, a model may have others."""
         metadata = self.session.info.extra
         parameters = metadata.get("clustering", {})
         if self._method != "frame":
             parameters = parameters | metadata.get(WITHOUT_HEADS, {}).get("clustering", {})
-        self._split: Split = (
-            parameters.get("split", "auto") if self._given_split is None else self._given_split
-        )
+        self._split: Split = parameters.get("split", "auto") if split is None else split
         split_table(self._split)  # raises now, not at the first frame
         self._affinity_offsets = np.array(parameters.get("affinity_offsets", AFFINITY_OFFSETS), np.int32)
         self._merge_rule, self._part_rule = (

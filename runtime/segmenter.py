@@ -177,7 +177,7 @@ class Segmenter(MapClusterer):
         if value != self._method and not (both and value in ("shape", "frame")):
             raise InputError(f"refine can't be changed to {value!r} here: make a new Segmenter(refine=...)")
         self._method = value
-        self._read_metadata()
+        self._read_metadata(self.settings.split)
 
     def _check_effects(self, settings: SegmenterSettings) -> None:
         """Raise InputError for options that the model doesn't support."""

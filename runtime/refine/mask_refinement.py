@@ -155,7 +155,8 @@ def with_refined_masks(instances: Instances, refined: native.RefinedMasks) -> In
     """
     source, table = refined.instance_of - 1, refined.table
     was = np.concatenate([[0], refined.instance_of]).astype(np.int32)[refined.label_map]
-    class_of = np.concatenate([[0], instances.class_id[source]]).astype(np.uint8)
+    class_id = instances.class_id[source]
+    class_of = np.concatenate([[0], class_id]).astype(np.uint8)
     moved = np.flatnonzero(was != instances.label_map)
     semantic_map = instances.semantic_map.copy()
     semantic_map.flat[moved] = class_of[refined.label_map.flat[moved]]
@@ -163,7 +164,7 @@ def with_refined_masks(instances: Instances, refined: native.RefinedMasks) -> In
         instances,
         label_map=refined.label_map,
         semantic_map=semantic_map,
-        class_id=instances.class_id[source],
+        class_id=class_id,
         track_id=None if instances.track_id is None else instances.track_id[source],
         score=instances.score[source],
         box_xyxy=table[:, 2:6].copy(),
