@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -230,9 +231,11 @@ def _check_options(args: argparse.Namespace, is_ours: bool, is_default: bool) ->
 def _check_source(source: str, known: list[str]) -> None:
     """Raise SourceError if a source is not a file."""
     if not Path(source).is_file():
+        hint = did_you_mean(source, known)
+        if own := re.fullmatch(r"([A-Za-z_][\w.]*?)(?:\.py)?:([A-Za-z_]\w*)", source):
+            hint = f" For a function of your own: python:{own[1]}:{own[2]}"
         raise SourceError(
-            f"there is no file {printable(source)}: a source is a file, or one of {', '.join(known)}."
-            f"{did_you_mean(source, known)}"
+            f"there is no file {printable(source)}: a source is a file, or one of {', '.join(known)}.{hint}"
         )
 
 

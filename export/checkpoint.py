@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def read_checkpoint(path: Path, kind: str, device: str = "cpu") -> dict[str, Any
         raise
     except Exception as wrong:  # torch's unpickler raises errors of any class on damaged files
         reason = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
+        if isinstance(wrong, pickle.UnpicklingError) and "Weights only load failed" in reason:
+            reason = (
+                "it holds Python objects, which could run code. Save the weights alone: "
+                "torch.save(module.state_dict(), FILE)"
+            )
         raise ModelError(f"{path} is no {_noun(kind)}: {reason}") from wrong
     if not isinstance(state, dict):
         raise ModelError(f"{path} is no {_noun(kind)}: it holds a {type(state).__name__}, expected a dict")
@@ -55,18 +61,18 @@ def _check_file(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelError(f"{path} has {size} bytes, limit {MAX_BYTES}")
-    if zipfile.is_zipfile(path):  # torch does not compress, so a file that unpacks to more is a zip bomb
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             unpacked = sum(part.file_size for part in parts.infolist())
             names = [name.split("/", 1)[-1] for name in parts.namelist()]
-        if unpacked > size:
-            raise ModelError(f"{path} unpacks from {size} to {unpacked} bytes: it is no file of torch.save")
         if any(name.startswith("code/") for name in names):
             raise ModelError(
                 f"{path} is a TorchScript file, which holds compiled code and which torch can't write as "
                 f"ONNX. Load its weights into the nn.Module that it was made from: python:module:function "
                 f"--weights STATE_DICT"
             )
+        if unpacked > size:  # torch.save does not compress, so this is a zip bomb
+            raise ModelError(f"{path} unpacks from {size} to {unpacked} bytes: it is no file of torch.save")
 
 
 def _check_tree(state: dict[Any, Any]) -> None:

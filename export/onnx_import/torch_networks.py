@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ...errors import FormatError, InputError, MissingDependencyError, ModelError
 from ...schema import read_file, record
-from ..checkpoint import read_checkpoint
 from ..frame_graph import IMAGENET_MEAN, IMAGENET_STD, PixelFormat
+from .state_dicts import load_weights
 
 KINDS = ("torchvision", "smp", "hf", "python")
 DEFAULT_SIZE_HW = (512, 512)
@@ -67,7 +67,7 @@ def load_torch_network(
     load = {"torchvision": _torchvision, "smp": _smp, "hf": _hugging_face, "python": _python}[kind]
     network = load(name, weights, random_weights, classes)
     if weights is not None:
-        _load_weights(network.module, weights)
+        load_weights(network.module, weights)
     module = _Scores(network.module).eval()
     return TorchNetwork(module, network.pixels, network.size_hw, network.class_names, network.training_data)
 
@@ -278,28 +278,7 @@ def _python(name: str, weights: Path | None, random_weights: bool, classes: int 
         raise InputError(f"python:{name} returned {_TORCHSCRIPT.format('return')}")
     if not isinstance(made, nn.Module):
         raise InputError(f"python:{name} returned {type(made).__name__}, expected a torch.nn.Module")
-    return TorchNetwork(made)
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    state = read_checkpoint(path, "a state dict")
-    try:
-        state = state.get("state_dict", state)
-        # auxiliary classifiers are used in training only
-        needed = {k for k in module.state_dict() if not k.startswith("aux_classifier.")}
-        module.load_state_dict(
-            {k: v for k, v in state.items() if k in needed or not k.startswith("aux_classifier.")},
-            strict=False,
-        )
-        if missing := sorted(needed - set(state)):
-            raise ModelError(
-                f"{path} lacks {len(missing)} of the network's {len(needed)} weights, e.g. "
-                f"{', '.join(missing[:3])}"
-            )
-    except (AttributeError, RuntimeError, TypeError, ValueError) as wrong:
-        if isinstance(wrong, ModelError):
-            raise
-        raise ModelError(f"{path} is no state dict of this network: {_first_line(wrong)}") from wrong
+    return TorchNetwork(made.float())  # images are float32, also for weights in half precision
 
 
 def _first_line(wrong: BaseException) -> str:

@@ -38,6 +38,11 @@ STRIDE = 4
 def load_checkpoint(path: Path) -> SegmentationNetwork:
     """Load the averaged network of a checkpoint; raises ModelError for any other file."""
     state = read_checkpoint(path, CHECKPOINT)
+    if "recipe" not in state:
+        raise ModelError(
+            f"{path} is no checkpoint of `tfiseg train semantic`: it has no recipe. For weights of another "
+            f"network: tfiseg export python:module:function --weights {path}"
+        )
     try:
         recipe = state["recipe"]
         outputs = {"logits": int(recipe["classes"])}

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,11 @@ def compare(
     if not len(frames):
         raise InputError("there are no frames to compare on")
     if reference.class_names != candidate.class_names:
+        pairs = zip_longest(reference.class_names, candidate.class_names, fillvalue="missing")
+        k, (one, other) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
         raise InputError(
-            f"{reference.session.path} and {candidate.session.path} have different classes: compare networks "
-            "with the same classes"
+            f"the networks have different classes: class {k} is {one!r} in the first and {other!r} in "
+            "the second"
         )
     result = Comparison(str(reference.session.path), str(candidate.session.path))
     numbered = zip(names or [str(k) for k in range(len(frames))], frames, strict=False)

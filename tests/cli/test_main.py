@@ -110,6 +110,7 @@ def test_missing_file_is_reported_first(capsys, tmp_path, monkeypatch):
     for argv, message in (
         (["triton", "no.onnx"], "there is no network no.onnx"),
         (["export", "no.onnx"], "there is no file no.onnx"),
+        (["export", "my_nets.py:make"], "For a function of your own: python:my_nets:make"),
         (["compare", "no.onnx", "no.engine"], "there is no file no.onnx"),
         (["train", "semantic", "--images", "no"], "there is no folder no"),
         (["build", "no.onnx", "--no-gate"], "there is no network no.onnx"),

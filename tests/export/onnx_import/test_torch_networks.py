@@ -1,5 +1,6 @@
 """Export of PyTorch networks: your own function, and transformers. Needs the extras `export` and `hf`."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch", reason="the extra `export` is not installed
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed (make test-export)")
 
 from tfiseg.export.onnx_import.any_network import ExportSettings, export_any  # noqa: E402
+from tfiseg.export.onnx_import.state_dicts import load_weights  # noqa: E402
 
 CODE = """
 import torch
@@ -110,13 +112,15 @@ def test_random_weights_may_give_one_label(here):
     assert export("python:dull:net", here, random_weights=True)["labels_seen"] == 1
 
 
-def test_weights_are_loaded_or_rejected(here):
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("nets_for_weights", here / "my_nets.py")
+def own_networks(folder):
+    spec = importlib.util.spec_from_file_location("nets_for_weights", folder / "my_nets.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    state = module.plain().state_dict()
+    return module
+
+
+def test_weights_are_loaded_or_rejected(here):
+    state = own_networks(here).plain().state_dict()
     # class 1 on black and other classes elsewhere, because one label everywhere is rejected
     state["body.3.bias"] = torch.tensor([0.0, 0.3, 0.0, 0.0])
     torch.save({"state_dict": state}, here / "w.pth")
@@ -132,6 +136,50 @@ def test_weights_are_loaded_or_rejected(here):
     (here / "w.pth").write_text("no weights")
     with pytest.raises(tfiseg.ModelError, match="is no state dict"):
         export("python:my_nets:plain", here, weights=here / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()} | {"loss.w": torch.ones(2)}},
+        lambda state: {"model": state, "epoch": 3, "optimizer": {"state": {}}},
+        lambda state: {"model_state_dict": {name: value.half() for name, value in state.items()}},
+    ],
+    ids=["DataParallel", "Lightning", "torchvision", "half"],
+)
+def test_weights_of_training_programs_are_found(wrapped, here):
+    network = own_networks(here).plain()
+    state = {name: torch.rand(value.shape).to(value.dtype) for name, value in network.state_dict().items()}
+    torch.save(wrapped(state), here / "w.pth")
+    load_weights(network, here / "w.pth")
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, state[name], atol=2e-3, rtol=1e-3)
+
+
+def test_two_sets_of_weights_are_an_error(here):
+    network = own_networks(here).plain()
+    state = network.state_dict()
+    torch.save(
+        {f"{prefix}.{name}": value for prefix in ("student", "teacher") for name, value in state.items()},
+        here / "w.pth",
+    )
+    with pytest.raises(tfiseg.ModelError, match=r"2 times, with the prefixes 'student\.', 'teacher\.'"):
+        load_weights(network, here / "w.pth")
+
+
+def test_files_that_hold_more_than_weights_say_what_to_save(here):
+    torch.save(torch.nn.Linear(2, 2), here / "module.pt")
+    with pytest.raises(tfiseg.ModelError, match=r"torch\.save\(module\.state_dict\(\), FILE\)"):
+        load_weights(torch.nn.Linear(2, 2), here / "module.pt")
+    torch.jit.script(torch.nn.Linear(2, 2)).save(here / "script.pt")
+    with pytest.raises(tfiseg.ModelError, match="is a TorchScript file"):
+        load_weights(torch.nn.Linear(2, 2), here / "script.pt")
+
+
+def test_a_network_in_half_precision_is_exported(here):
+    (here / "half_net.py").write_text("import my_nets\n\n\ndef net():\n    return my_nets.plain().half()\n")
+    assert export("python:half_net:net", here)["label_agreement"] > 0.995
 
 
 @pytest.fixture(scope="module")
