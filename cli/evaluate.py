@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InputError
 from ..schema import to_json
 from .common import add_verb, options_given
-from .parser import Example, existing_folder, integer, path
+from .parser import Example, existing_file, existing_folder, integer, path
 from .segmenter_options import add_segmenter_options
 
 
@@ -16,17 +16,26 @@ def add_eval(verbs: Any) -> None:
     verb = add_verb(
         verbs,
         "eval",
-        "Score an evaluation set (images/, instances/, semantic/, classes.json): PQ, AP, per class.",
+        "Score instances (PQ, AP, recall by size) on an evaluation set (images/, instances/, semantic/, "
+        "classes.json) or COCO annotations.",
         _eval,
         [
             Example("tfiseg eval people/", "clustering alone, on true class maps"),
             Example("tfiseg eval people/ --semantic model --quality fast --json", "network and clustering"),
+            Example("tfiseg eval photos/ --annotations photos.json --semantic model", "COCO annotations"),
             Example(
                 "tfiseg eval people/ --against components --out sheets", "with a baseline and contact sheets"
             ),
         ],
     )
-    verb.source.add_argument("folder DIR", type=existing_folder, help="the evaluation set")
+    verb.source.add_argument(
+        "folder DIR", type=existing_folder, help="the evaluation set, or the images of --annotations"
+    )
+    verb.source.add_argument(
+        "--annotations FILE",
+        type=existing_file,
+        help="true instances as a COCO file of polygons or RLE masks, e.g. of CVAT or Label Studio",
+    )
     verb.source.add_argument(
         "--semantic",
         choices=("truth", "model"),
@@ -64,8 +73,7 @@ def _check_options_for_truth(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from ..runtime.evaluate.evaluate import evaluate
-    from ..runtime.evaluate.evaluation_set import load_eval_set
+    from ..runtime.evaluate.evaluate import evaluate, open_eval_set
     from ..runtime.refine.refiner import Refiner
     from ..runtime.segmenter import Segmenter
 
@@ -73,7 +81,7 @@ def _eval(args: argparse.Namespace) -> int:
     by_truth = args.semantic == "truth"
     if by_truth:
         _check_options_for_truth(args)
-    load_eval_set(args.folder)  # before a network is loaded
+    open_eval_set(args.folder, args.annotations)  # before a network is loaded
     refiner = None
     if by_truth and settings.wanted_refine == "components":
         refiner = Refiner(
@@ -92,6 +100,7 @@ def _eval(args: argparse.Namespace) -> int:
         refiner=refiner,
         against=args.against,
         min_area=settings.min_area,
+        annotations=args.annotations,
     )
     print(to_json(report) if args.json else _eval_text(report))
     return 0

@@ -18,6 +18,7 @@ from ...instances import Instances
 from ...plugins.settings import IGNORE, Split
 from ..refine.refiner import Refiner
 from ..segmenter import Segmenter
+from .coco_set import CocoPictures, load_coco_set
 from .contact_sheet import contact_sheet
 from .evaluation_set import EvalPicture, EvalPictures, keep_classes, load_eval_set
 from .finders import OURS, Find, model_finders, truth_finders
@@ -31,7 +32,13 @@ from .metrics import (
 )
 from .recall import RecallBySize
 
+Pictures = EvalPictures | CocoPictures
 _SHEET_PICTURES = 10
+
+
+def open_eval_set(folder: Path, annotations: Path | None = None) -> tuple[Pictures, dict[int, str]]:
+    """Return the pictures of a set, read on access, and class ID -> name; see ``evaluate``."""
+    return load_eval_set(folder) if annotations is None else load_coco_set(folder, annotations)
 
 
 def semantic_iou(pairs: NDArray[np.int64]) -> dict[int, float]:
@@ -51,10 +58,12 @@ def evaluate(
     refiner: Refiner | None = None,
     against: Sequence[str] = (),
     min_area: int | None = None,
+    annotations: Path | None = None,
 ) -> dict[str, Any]:
     """Score instances against an evaluation set.
 
     Args:
+        folder: the evaluation set, or the images of ``annotations``.
         semantic: "truth" clusters the true class maps by ``split``, see ``tfiseg.cluster``; "model" runs
             ``segmenter`` on the pictures.
         out: folder for contact sheets of the ten best, median and worst pictures.
@@ -63,6 +72,7 @@ def evaluate(
             "calibrated-components" (with the model's score calibration), "shipped" (the default instance
             network; for "truth").
         min_area: for "truth", minimum area of an instance in pixels; default: that of the refiner, else 25.
+        annotations: COCO file with the true instances.
 
     Returns:
         PQ and its counts, AP, AP50, AP75, mean boundary IoU of matches, PQ per class, recall by class and
@@ -70,7 +80,7 @@ def evaluate(
         and mIoU over the shared classes. ``gain``: the gain in PQ over each baseline and its 95% interval.
     """
     out = writable_folder(out) if out is not None else None  # an error now, not at the end
-    pictures, names = load_eval_set(folder)
+    pictures, names = open_eval_set(folder, annotations)
     if semantic == "truth":
         finders, ids = truth_finders(names, split, refiner, against, min_area), None
     elif semantic == "model" and segmenter is not None:
@@ -128,7 +138,7 @@ def _class_map_scores(ours: _Tally, names: dict[int, str]) -> dict[str, Any]:
 
 
 def _write_sheet(
-    path: Path, indices: list[int], ours: _Tally, pictures: EvalPictures, find: Find, ids: set[int] | None
+    path: Path, indices: list[int], ours: _Tally, pictures: Pictures, find: Find, ids: set[int] | None
 ) -> None:
     cases = []
     for k in indices:

@@ -19,6 +19,7 @@ from ...images import image_paths, read_image, read_map
 from ...plugins.settings import IGNORE
 from ...schema import map_of, read_file, text
 
+_MAPS = ("instances", "semantic")
 _CLASSES = map_of(text(200), text(3, "[0-9]{1,2}|1[0-9][0-9]|2[0-4][0-9]|25[0-5]"), 256)
 
 
@@ -48,6 +49,13 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
     paths = image_paths(folder / "images")
     if not paths:
         raise InputError(f"{folder}/images contains no picture")
+    for kind in _MAPS:
+        missing = [path.stem for path in paths if not (folder / kind / f"{path.stem}.png").is_file()]
+        if missing:
+            raise InputError(
+                f"{folder / kind} lacks the maps of {len(missing)} of {len(paths)} images, e.g. "
+                f"{missing[0]}.png"
+            )
     return EvalPictures(folder, paths), names
 
 
@@ -64,9 +72,13 @@ class EvalPictures(Sequence[EvalPicture]):
     def __getitem__(self, index: Any) -> Any:
         path = self.paths[index]
         image = read_image(path)
-        truth, semantic = (
-            read_map(self.folder / kind / f"{path.stem}.png") for kind in ("instances", "semantic")
-        )
+        maps = [self.folder / kind / f"{path.stem}.png" for kind in _MAPS]
+        truth, semantic = (read_map(map_path) for map_path in maps)
+        for map_path, values in zip(maps, (truth, semantic), strict=True):
+            if values.ndim != 2:
+                raise InputError(
+                    f"{map_path} is a color image of {values.shape[2]} channels: expected one channel of IDs"
+                )
         if not image.shape[:2] == truth.shape == semantic.shape:
             raise InputError(
                 f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic "

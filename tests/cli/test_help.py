@@ -90,6 +90,10 @@ def example_folder(tmp_path_factory):
             cv2.imwrite(str(folder / "photos" / f"{k}.jpg"), frame)
     video.release()
     shutil.copy(folder / "photos" / "3.jpg", folder / "street.jpg")
+    images = [{"id": k, "file_name": f"{k}.jpg", "height": 180, "width": 320} for k in (1, 3, 5)]
+    person = {"id": 1, "image_id": 3, "category_id": 1, "segmentation": [[150, 50, 180, 50, 180, 150]]}
+    coco = {"images": images, "annotations": [person], "categories": [{"id": 1, "name": "person"}]}
+    (folder / "photos.json").write_text(json.dumps(coco))
     for kind in ("images", "instances", "semantic"):
         (folder / "people" / kind).mkdir(parents=True)
     truth = np.zeros((60, 80), np.uint16)

@@ -1,6 +1,7 @@
 """Test the evaluation of instances, and the operator's benchmark."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -100,6 +101,17 @@ def test_min_area_of_a_network_for_small_objects(tmp_path):
 def test_a_folder_that_is_no_evaluation_set(tmp_path):
     with pytest.raises(tfiseg.InputError, match="has no images"):
         evaluate(tmp_path, quiet=True)
+
+
+def test_a_map_with_colors_or_without_a_file_is_an_error(synthetic_set, tmp_path):
+    folder = shutil.copytree(synthetic_set, tmp_path / "set")
+    damaged = sorted((folder / "semantic").iterdir())[-1]
+    cv2.imwrite(str(damaged), np.zeros((20, 20, 3), np.uint8))
+    with pytest.raises(tfiseg.InputError, match=f"{damaged.name} is a color image of 3 channels"):
+        evaluate(folder, quiet=True)
+    damaged.unlink()
+    with pytest.raises(tfiseg.InputError, match=f"lacks the maps of 1 of 3 images, e.g. {damaged.name}"):
+        evaluate(folder, quiet=True)
 
 
 def test_bench_reports_ratios():
