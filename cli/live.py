@@ -196,7 +196,12 @@ def add_view(verbs: Any) -> None:
         ],
     )
     verb.set_defaults(opens_first=True)
-    verb.source.add_argument("source SOURCE", help=_SOURCES + "; files are played at their own frame rate")
+    verb.source.add_argument(
+        "source SOURCE",
+        help=_SOURCES
+        + "; videos are played at their own frame rate, photos shown for 2 s each and the last one "
+        "until Ctrl-C (with --frames or --camera-fps: like a video)",
+    )
     verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames of the source")
     _add_source_options(verb)
     verb.output.add_argument(
@@ -227,7 +232,7 @@ def _view(args: argparse.Namespace) -> int:
     _check_file(args)
     serve = DEFAULT_ADDRESS if args.serve == "" or (args.serve is None and not has_window()) else args.serve
     # open the network first, because a camera's frames would get old meanwhile
-    with Segmenter.from_settings(args.settings) as segmenter, _source(args, realtime=True) as source:
+    with Segmenter.from_settings(args.settings) as segmenter, _view_source(args) as source:
         args.shutdown.start_work()
         report = view(
             source,
@@ -245,6 +250,14 @@ def _view(args: argparse.Namespace) -> int:
         if wrong:
             print(f"tfiseg {args.verb}: {wrong}", file=sys.stderr)
     return 1 if report["error"] or report["recording"] else 0
+
+
+def _view_source(args: argparse.Namespace) -> Any:
+    from ..runtime.sources.realtime import Realtime, SlideShow
+
+    source = _source(args, realtime=True)
+    is_show = isinstance(source, Realtime) and not source.is_video
+    return SlideShow(source.source) if is_show and args.frames is args.camera_fps is None else source
 
 
 def _check_file(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Playback of files and synthetic frames in real time."""
+"""Playback of files and synthetic frames in real time, and a slide show of photos."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from .base import DEFAULT_FPS, Frame, Source
+
+_PHOTO_SECONDS = 2.0
+_SLIDE_FPS = 5.0  # so that a window stays responsive, and changed settings show at once
 
 
 class Realtime(Source):
@@ -24,7 +27,7 @@ class Realtime(Source):
 
     def __init__(self, source: Source, fps: float | None = None) -> None:
         super().__init__(source.name)
-        self._source, self._uses_media_time = source, fps is None
+        self.source, self._uses_media_time = source, fps is None
         self._interrupted = threading.Event()
         self.fps = fps or source.fps or DEFAULT_FPS
         self.is_video, self.frame_count = source.is_video, source.frame_count
@@ -32,12 +35,12 @@ class Realtime(Source):
     @property
     def unreadable(self) -> Sequence[str]:  # type: ignore[override]
         """Error messages of the image files that cannot be read."""
-        return self._source.unreadable
+        return self.source.unreadable
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
         began_ns, first_s = time.monotonic_ns(), None
-        for frame in self._source:
+        for frame in self.source:
             assert self.fps is not None
             due_s = frame.index / self.fps
             if self._uses_media_time and frame.media_time_s is not None:
@@ -47,6 +50,52 @@ class Realtime(Source):
             if self._interrupted.wait(max(0, due_ns - time.monotonic_ns()) / 1e9):
                 return
             yield replace(frame, capture_time_ns=due_ns)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        self.source.interrupt()
+
+    def close(self) -> None:
+        self.source.close()
+
+
+class SlideShow(Source):
+    """A live source that shows each photo for two seconds, and the last one until it is interrupted.
+
+    A photo is repeated as a new frame five times per second.
+    """
+
+    is_live, is_video = True, False
+    fps = _SLIDE_FPS
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name)
+        self._source, self.frame_count = source, source.frame_count  # of the photos
+        self._interrupted = threading.Event()
+
+    @property
+    def unreadable(self) -> Sequence[str]:  # type: ignore[override]
+        """Error messages of the image files that cannot be read."""
+        return self._source.unreadable
+
+    def __iter__(self) -> Iterator[Frame]:
+        self._interrupted.clear()
+        photo, index = None, 0
+        for photo in self._source:
+            for _ in range(round(_PHOTO_SECONDS * _SLIDE_FPS)):
+                yield self._frame(photo, index)
+                index += 1
+                if self._interrupted.wait(1 / _SLIDE_FPS):
+                    return
+        while photo is not None:
+            yield self._frame(photo, index)
+            index += 1
+            if self._interrupted.wait(1 / _SLIDE_FPS):
+                return
+
+    @staticmethod
+    def _frame(photo: Frame, index: int) -> Frame:
+        return replace(photo, index=index, capture_time_ns=time.monotonic_ns())
 
     def interrupt(self) -> None:
         self._interrupted.set()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 
@@ -35,6 +36,33 @@ def test_a_served_view_from_the_command_line(tmp_path):
         report["captured"] == report["dropped"] + report["skipped"] + report["finished"] + report["discarded"]
     )
     assert report["times"]["frames"] > 0
+
+
+def test_photos_stay_until_the_program_is_stopped(tmp_path):
+    image = next(iter(tfiseg.open_source("synthetic"))).image
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    (tmp_path / "b.png").write_text("no picture")
+    command = [sys.executable, "-m", "tfiseg", "view", str(tmp_path), "--serve", "127.0.0.1:0", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = process.stderr.readline()
+    while "live at" not in line:
+        line = process.stderr.readline()
+    url = re.search(r"http://\S+", line)[0]
+    wait_until(lambda: has_image(url), 60, process)
+    time.sleep(3)  # longer than one photo is shown
+    before = snapshot(url)
+    change = urllib.request.Request(url + "control", json.dumps({"min_score": 1}).encode())
+    urllib.request.urlopen(change, timeout=20).read()
+    wait_until(lambda: snapshot(url) != before, 60, process)  # the photo is segmented again
+    process.terminate()
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 1, errors  # b.png
+    assert "1 of 2 images can't be read" in errors
+    assert json.loads(out)["captured"] > 10
+
+
+def snapshot(url):
+    return urllib.request.urlopen(url + "snapshot", timeout=20).read()
 
 
 def has_image(url):
@@ -78,7 +106,7 @@ def test_the_error_of_a_source_is_reported(capsys, tmp_path):
 def test_unreadable_images_of_a_folder_are_an_error(capsys, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     cv2.imwrite(str(tmp_path / "b.png"), np.zeros((40, 60, 3), np.uint8))
-    assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0", "--no-track"]) == 1
+    assert main(["view", str(tmp_path), "--serve", "127.0.0.1:0", "--no-track", "--frames", "2"]) == 1
     assert "1 of 2 images can't be read" in capsys.readouterr().err
 
 
