@@ -100,16 +100,14 @@ def evaluate(
     report = {"set": folder.name, "pictures": len(pictures), "semantic": semantic, **_scores(ours, names)}
     if against:
         report["gain"] = {name: _gain(ours, tallies[name]) for name in against}
-    if semantic == "model":
-        report |= _class_map_scores(ours, names)
+    report |= _class_map_scores(ours, names) if semantic == "model" else {}
     report |= {"median_ms": round(float(np.median(ms)), 1), "seconds": round(time.perf_counter() - began, 2)}
     ranking = _rank_pictures(ours.pictures)
     report |= {title: [pictures.paths[k].stem for k in indices] for title, indices in ranking.items()}
     if out is not None:
         for title, indices in ranking.items():
             _write_sheet(out / f"{title}.png", indices, ours, pictures, finders[OURS], ids)
-        report["contact_sheets"] = str(out)
-    return report
+    return report | ({} if out is None else {"contact_sheets": str(out)})
 
 
 def _scores(ours: _Tally, names: dict[int, str]) -> dict[str, Any]:
