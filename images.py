@@ -22,11 +22,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
@@ -373,7 +374,11 @@ def _read_url(url: str) -> Picture:
         return read_image(path_of_file_url(url))
     until, chunks, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": "tfiseg"})
+        user, _, host = parts.netloc.rpartition("@")  # urllib ignores the user and password of a URL
+        headers = {"User-Agent": "tfiseg"}
+        if user:
+            headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
+        request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
         with urllib.request.urlopen(request, timeout=_RESPONSE_SECONDS) as response:
             while chunk := response.read1(1 << 20):
                 chunks.append(chunk)

@@ -72,11 +72,15 @@ class VideoReader:
         self.waited_s = 0.0  # total time of reading packets
 
     @property
+    def is_image(self) -> bool:
+        """Whether it is a single image, such as a PNG."""
+        return bool(self._container.format.name.endswith("_pipe"))
+
+    @property
     def is_finite(self) -> bool:
         """Whether it is a file: its length is known, or it is an image or an animation."""
-        name: str = self._container.format.name
-        is_image = name in ("gif", "apng") or name.endswith("_pipe")
-        return self.frame_count is not None or (self._container.duration or 0) > 0 or is_image
+        has_end = self.frame_count is not None or (self._container.duration or 0) > 0
+        return has_end or self.is_image or self._container.format.name in ("gif", "apng")
 
     def frames(self) -> Iterator[Any]:
         """Yield the decoded frames of PyAV. Damaged packets are skipped and counted."""

@@ -1,4 +1,4 @@
-"""A source of image files."""
+"""Sources of images: files, and the image at a URL."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ...errors import InputError, SourceError
-from ...images import read_image
+from ...images import read_image, to_bgr
 from .base import Frame, Source
 
 _log = logging.getLogger("tfiseg")
@@ -54,6 +55,28 @@ class ImageFiles(Source):
             now = time.monotonic_ns()
             file_name = str(path if self._folder is None else path.relative_to(self._folder))
             yield Frame(image, index, now, path.stem, (now - began) / 1e6, file_name=file_name)
+
+
+class ImageAtUrl(Source):
+    """A source of the image at an http URL; it has the URL's file name."""
+
+    is_video, frame_count = False, 1
+
+    def __init__(self, url: str) -> None:
+        self.file_name = Path(unquote(urlsplit(url).path)).name
+        super().__init__(Path(self.file_name).stem)
+        self._url = url
+
+    def _read(self, index: int) -> Frame | None:
+        if index:
+            return None
+        began = time.monotonic_ns()
+        try:
+            image = to_bgr(self._url)
+        except InputError as error:
+            raise SourceError(str(error)) from None
+        now = time.monotonic_ns()
+        return Frame(image, 0, now, self.name, (now - began) / 1e6, file_name=self.file_name)
 
 
 def unreadable_message(source: Source) -> str:

@@ -13,7 +13,7 @@ from ...files import path_of_file_url, printable
 from ...images import IMAGE_SUFFIXES, image_paths, strip_secrets, strip_secrets_from_text
 from .base import Source
 from .cameras import csi_pipeline, open_camera, open_gstreamer
-from .files import ImageFiles
+from .files import ImageAtUrl, ImageFiles
 from .live_stream import CameraRequest, LiveStream
 from .network import URL_SCHEMES, StreamCapture, open_stream
 from .realtime import Realtime
@@ -147,6 +147,9 @@ def _open_address(url: str, scheme: str) -> Source:
     if scheme not in URL_SCHEMES:
         raise SourceError(f"can't open {name}: the URL scheme must be one of file, {', '.join(URL_SCHEMES)}")
     reader = open_stream(url)
+    if reader.is_image:  # FFmpeg would ignore its rotation, and does not decode all variants
+        reader.close()
+        return ImageAtUrl(url)
     if reader.is_finite:
         return VideoFile(name, lambda: open_stream(url), reader)
     return LiveStream(name, lambda: StreamCapture(open_stream(url)), capture=StreamCapture(reader))

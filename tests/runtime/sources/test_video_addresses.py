@@ -5,7 +5,9 @@ import http.server
 import subprocess
 import sys
 import threading
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 import tfiseg
 from clips import write_clip
@@ -127,3 +129,17 @@ def test_an_image_at_a_url_is_one_frame(tmp_path, web, name):
         frames = list(source)
     assert [frame.image.shape for frame in frames] == [(48, 64, 3)]
     assert "s3cret" not in source.name
+
+
+@pytest.mark.parametrize("name", ["turned photo.jpg", "deep.tif", "a.webp"])
+def test_an_image_at_a_url_equals_its_file(tmp_path, web, name):
+    """Rotation was ignored, and PyAV raised a ValueError at some pixel formats."""
+    image = Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image.convert("CMYK" if name == "deep.tif" else "RGB").save(tmp_path / name, exif=exif)
+    (frame,) = tfiseg.open_source(f"http://{web}/{quote(name)}")
+    (expected,) = tfiseg.open_source(tmp_path / name)
+    assert frame.image.shape[:2] == (64, 48)
+    assert np.array_equal(frame.image, expected.image)
+    assert (frame.name, frame.file_name) == (expected.name, expected.file_name)
