@@ -38,7 +38,7 @@ class Shutdown:
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
-        self._started = self._raised = False
+        self._started = self.was_interrupted = False
         self._deadline: float | None = None  # time.monotonic() at which the process ends
         self._exit_lock = threading.Lock()
         self._finished = threading.Event()
@@ -51,8 +51,8 @@ class Shutdown:
         """Handle a signal in the main thread; the first one raises KeyboardInterrupt."""
         if not self._started:
             self._exit("interrupted")
-        if not self._raised:
-            self._raised = True
+        if not self.was_interrupted:
+            self.was_interrupted = True
             raise KeyboardInterrupt
 
     def wait_for_signals(self, reader: int) -> None:
@@ -106,10 +106,13 @@ def handle_signals(verb: str, is_program: bool) -> Iterator[Shutdown]:
     try:
         yield shutdown
     finally:
+        # after a signal, the process ends, and a second one must not change its exit status; the thread
+        # that waits for signals still ends the process if it does not end in time
         for one in handled:
-            signal.signal(one, signal.SIG_DFL)
+            signal.signal(one, signal.SIG_IGN if shutdown.was_interrupted else signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
-        shutdown.finish()
+        if not shutdown.was_interrupted:
+            shutdown.finish()
 
 
 def print_error(text: str) -> None:

@@ -42,7 +42,7 @@ try:
             name = unique_name(result.frame.name, names)
             instances.save(out / f"{name}.png")
             rows = [
-                {"number": i.number, "class": i.class_name, "score": round(i.score, 3), "area": i.area}
+                {"number": i.number, "class_name": i.class_name, "score": round(i.score, 3), "area": i.area}
                 for i in instances
             ]
             line = {"name": name, "file_name": result.frame.file_name, "instances": rows}

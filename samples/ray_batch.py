@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import tfiseg
 
-COLUMNS = ("path", "class", "score", "box_xyxy", "height", "width", "rle", "error")
+COLUMNS = ("path", "class_name", "score", "box_xyxy", "height", "width", "rle", "error")
 
 
 class ObjectFinder:
@@ -34,7 +34,7 @@ class ObjectFinder:
             {
                 "error": None,
                 "path": row["path"],
-                "class": i.class_name,
+                "class_name": i.class_name,
                 "score": i.score,
                 "box_xyxy": list(i.box_xyxy),
                 "height": instances.size_hw[0],

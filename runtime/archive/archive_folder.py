@@ -150,7 +150,7 @@ def _row(path: str, record: dict[str, Any]) -> dict[str, Any]:
         "instances": [
             {
                 "class_id": instance["class_id"],
-                "class_name": instance["class"],
+                "class_name": instance["class_name"],
                 "score": instance["score"],
                 "box_xyxy": instance["box_xyxy"],
                 "area": instance["area"],
@@ -164,14 +164,14 @@ def _row(path: str, record: dict[str, Any]) -> dict[str, Any]:
 def _record(index: int, row: dict[str, Any]) -> dict[str, Any]:
     size_hw = [row["height"], row["width"]]
     return {
-        "frame": index,
+        "frame_index": index,
         "name": Path(row["file_name"]).stem,
         "file_name": row["file_name"],
         "size_hw": size_hw,
         "instances": [
             {
                 "class_id": instance["class_id"],
-                "class": instance["class_name"],
+                "class_name": instance["class_name"],
                 "score": instance["score"],
                 "box_xyxy": instance["box_xyxy"],
                 "area": instance["area"],

@@ -266,7 +266,7 @@ def _class_names(folder: ArchiveFolder) -> list[str]:
     """Return the names of the classes in the results, for a folder that was already complete."""
     names: dict[int, str] = {}
     for record in folder.records():
-        names |= {instance["class_id"]: instance["class"] for instance in record["instances"]}
+        names |= {instance["class_id"]: instance["class_name"] for instance in record["instances"]}
     return [names.get(k, f"class {k}") for k in range(max(names, default=0) + 1)]
 
 

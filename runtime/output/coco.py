@@ -71,7 +71,7 @@ def _image(image_id: int, frame: dict[str, Any]) -> dict[str, Any]:
         "file_name": frame.get("file_name", frame["name"]),
         "height": height,
         "width": width,
-        "frame_index": frame["frame"],
+        "frame_index": frame["frame_index"],
     }
 
 

@@ -30,28 +30,22 @@ _MAX_NAME_BYTES = 200  # file systems allow 255; a number and "-overlay.png" are
 
 
 def frame_record(frame: Frame, instances: Instances) -> dict[str, Any]:
-    """Return the JSON object of one line of instances.jsonl."""
+    """Return one line of instances.jsonl: ``Instances.to_dict()``, rounded, and the names of the frame."""
     return {
-        "frame": frame.index,
+        "frame_index": frame.index,
         "name": printable(frame.name),
         **({"file_name": printable(frame.file_name)} if frame.file_name else {}),
         "capture_time_ns": frame.capture_time_ns,
         "media_time_s": None if frame.media_time_s is None else round(frame.media_time_s, 6),
         "size_hw": list(instances.label_map.shape),
         "stage_ms": {k: round(v, 3) for k, v in instances.stage_ms.items()},
-        "instances": [
-            {
-                **({} if instance.track_id is None else {"track_id": instance.track_id}),
-                "class_id": instance.class_id,
-                "class": instance.class_name,
-                "score": round(instance.score, 4),
-                "box_xyxy": [round(v, 1) for v in instance.box_xyxy],
-                "area": instance.area,
-                "segmentation": instances.rle(instance.index),
-            }
-            for instance in instances
-        ],
+        "instances": [_rounded(instance.to_dict()) for instance in instances],
     }
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    boxes = {name: [round(v, 1) for v in record[name]] for name in ("box_xyxy", "centroid_xy")}
+    return record | boxes | {"score": round(record["score"], 4)}
 
 
 def output_folder(out: str | Path, source: Source) -> Path:

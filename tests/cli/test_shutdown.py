@@ -113,6 +113,18 @@ def test_two_signals_complete_the_outputs(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["error"] == "interrupted"
 
 
+def test_signals_until_the_end_keep_the_exit_status(tmp_path):
+    process = start_run("synthetic", "--frames", 100_000, "--out", tmp_path, "--json")
+    wait_until(lambda: count_lines(tmp_path / "instances.jsonl") >= 3, 90, process)
+    process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
 def test_pipe_without_a_writer_raises_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     code = (
@@ -149,7 +161,7 @@ def test_closed_standard_streams_and_a_full_standard_error_change_nothing(closed
     done = subprocess.run(["sh", "-c", f"{words} {closed}"], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
     records = (tmp_path / "instances.jsonl").read_text().splitlines()
-    assert [json.loads(record)["frame"] for record in records] == [0, 1]
+    assert [json.loads(record)["frame_index"] for record in records] == [0, 1]
     assert json.loads((tmp_path / "summary.json").read_text())["error"] is None
     assert (tmp_path / "synthetic-overlay.mp4").read_bytes()[4:8] == b"ftyp"
 

@@ -30,7 +30,7 @@ def test_rows_of_objects(tmp_path):
     objects = [row for row in rows if row["error"] is None]
     segmenter = tfiseg.Segmenter(threads=1)
     expected = [i.class_name for k in range(3) for i in segmenter(tmp_path / "photos" / f"{k}.jpg")]
-    assert sorted(row["class"] for row in objects) == sorted(expected)
+    assert sorted(row["class_name"] for row in objects) == sorted(expected)
     assert f"4 pictures, {len(expected)} objects" in done.stdout
     (damaged,) = [row for row in rows if row["error"] is not None]
     assert damaged["path"].endswith("3.jpg")

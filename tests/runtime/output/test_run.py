@@ -45,7 +45,7 @@ def test_a_video_run(segmenter, tmp_path):
     assert summary["error"] is None
     assert set(summary["stages"]) == {"decode", "network", "cluster", "upsample", "draw", "write", "age"}
     records = lines_of(tmp_path)
-    assert [r["frame"] for r in records] == list(range(6))
+    assert [r["frame_index"] for r in records] == list(range(6))
     assert records[0]["size_hw"] == [480, 640]
     for one in records[0]["instances"]:
         assert coco.decode(one["segmentation"]).sum() == one["area"]
@@ -236,8 +236,8 @@ def test_a_coco_file_without_frames_and_of_an_incomplete_record(tmp_path):
     (tmp_path / "lines").write_text("")
     write_coco(tmp_path / "lines", tmp_path / "none.json", ["background", "person"])
     assert COCO(str(tmp_path / "none.json")).dataset["images"] == []
-    line = {"frame": 0, "name": "a", "size_hw": [1, 1], "instances": []}
-    (tmp_path / "lines").write_text(json.dumps(line) + '\n{"frame": 1, "na')
+    line = {"frame_index": 0, "name": "a", "size_hw": [1, 1], "instances": []}
+    (tmp_path / "lines").write_text(json.dumps(line) + '\n{"frame_index": 1, "na')
     write_coco(tmp_path / "lines", tmp_path / "one.json", ["background", "person"])
     assert len(COCO(str(tmp_path / "one.json")).dataset["images"]) == 1
     with pytest.raises(tfiseg.OutputError, match="can't write"):
@@ -288,7 +288,7 @@ def test_a_second_run_into_the_same_folder_is_refused(segmenter, tmp_path):
     assert run(source, segmenter, tmp_path, quiet=True)["error"] is None
     assert len(source.refusals) == 3
     assert all("another run writes to" in text and "--out" in text for text in source.refusals)
-    assert [r["frame"] for r in lines_of(tmp_path)] == [0, 1, 2]
+    assert [r["frame_index"] for r in lines_of(tmp_path)] == [0, 1, 2]
     assert run("synthetic", segmenter, tmp_path, max_frames=1, quiet=True)["error"] is None
 
 
