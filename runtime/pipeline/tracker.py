@@ -27,12 +27,13 @@ _MIN_COMPLETE = 0.85  # share of the usual area; below it, a mask is partly occl
 _VELOCITY_RATE = 0.35  # weight of a new velocity per frame
 # weight of a new area: entering objects grow quickly, and occluded objects do not become smaller
 _GROWTH_RATE, _SHRINK_RATE = 0.3, 0.05
+_TIE = 1e-6  # added to the sum of the newest class
 _FORBIDDEN = 1e6  # cost of a pair that must not be matched
 
 _TRACK = np.dtype(
     [
         ("id", np.int32),  # 0 before min_hits
-        ("class_id", np.int32),
+        ("class_id", np.int32),  # of the last detection
         ("hits", np.int32),
         ("usual_area", np.float64),  # pixels
         ("last_hit_s", np.float64),
@@ -50,7 +51,8 @@ class Tracker:
     """Assign persistent track IDs: ``tracker(instances)`` returns the instances with ``track_id``.
 
     An object that is occluded, or missed by the network, keeps its ID if it is found again within ``keep_s``
-    near its predicted position. IDs count up from 1 and are never reused.
+    near its predicted position. IDs count up from 1 and are never reused. The class of an object is the one
+    with the largest sum of scores since the object was first detected, so that it does not flicker.
 
     Args:
         keep_s: seconds for which a lost track is kept, at least 0.
@@ -91,6 +93,8 @@ class Tracker:
 
     def _reset(self) -> None:
         self._tracks = np.zeros(0, _TRACK)
+        self._classes = np.zeros(0, np.int32)  # columns of:
+        self._class_scores = np.zeros((0, 0), np.float32)  # sum of the scores of each track and class
         self._cells = np.zeros((3, 0), np.int32)  # track row, y, x of the grid cells of complete detections
 
     def __call__(self, instances: Instances) -> Instances:
@@ -101,7 +105,8 @@ class Tracker:
                 tracks; IDs continue.
 
         Returns:
-            The instances that were detected at least ``min_hits`` times, with ``track_id``, int32 (n,).
+            The instances that were detected at least ``min_hits`` times, with ``track_id``, int32 (n,), and
+            the classes of their tracks. ``semantic_map`` stays as it is.
         """
         if not isinstance(instances, Instances):
             raise InputError(f"a tracker takes the Instances of one frame, got {type(instances).__name__}")
@@ -115,9 +120,9 @@ class Tracker:
         new = row_of < 0
         row_of[new] = np.arange(len(self._tracks), len(self._tracks) + new.sum())
         self._update(instances, row_of, grid)
-        track_id = self._count_hits(row_of)
+        track_id, class_id = self._count_hits(row_of), self._vote(instances, row_of)
         self._remove_expired()
-        return replace(instances, track_id=track_id).select(track_id > 0)
+        return replace(instances, track_id=track_id, class_id=class_id).select(track_id > 0)
 
     def _seconds_since_last(self, instances: Instances) -> float:
         """Return the media time, or else the capture time, since the last frame.
@@ -143,6 +148,20 @@ class Tracker:
         self._next_id += len(due)
         ids: NDArray[np.int32] = tracks["id"][row_of]
         return ids
+
+    def _vote(self, instances: Instances, row_of: NDArray[np.intp]) -> NDArray[np.int32]:
+        """Add the scores to the tracks in these rows and return the class with the largest sum."""
+        if not len(row_of):
+            return instances.class_id
+        new = np.setdiff1d(instances.class_id, self._classes)
+        self._classes = np.concatenate([self._classes, new])
+        self._class_scores = np.pad(self._class_scores, ((0, 0), (0, len(new))))
+        column = np.argmax(self._classes[None] == instances.class_id[:, None], axis=1)
+        self._class_scores[row_of, column] += np.nan_to_num(instances.score)
+        sums = self._class_scores[row_of]
+        sums[np.arange(len(row_of)), column] += _TIE  # the newest class wins if all sums are equal
+        best: NDArray[np.int32] = self._classes[sums.argmax(1)]
+        return best
 
     def _match(self, instances: Instances, grid: NDArray[np.int32]) -> NDArray[np.intp]:
         """Return the track row of each instance, -1 if new: first from the last frame's tracks, then lost."""
@@ -236,12 +255,13 @@ class Tracker:
         tracks = np.zeros(len(new), _TRACK)
         tracks["class_id"], tracks["usual_area"] = instances.class_id[new], instances.area[new]
         self._tracks = np.concatenate([self._tracks, tracks])
+        self._class_scores = np.pad(self._class_scores, ((0, len(new)), (0, 0)))
 
     def _remove_expired(self) -> None:
         keep = self._now - self._tracks["last_hit_s"] <= self.keep_s
         if keep.all():
             return
-        self._tracks = self._tracks[keep]
+        self._tracks, self._class_scores = self._tracks[keep], self._class_scores[keep]
         row = np.where(keep, np.cumsum(keep) - 1, -1)
         track = row[self._cells[0]]
         self._cells = np.concatenate([track[None], self._cells[1:]])[:, track >= 0].astype(np.int32)

@@ -77,6 +77,29 @@ def test_an_object_gets_a_new_id_after_keep_s(keep_s, ids):
     assert seen == ids
 
 
+def test_the_class_of_a_track_does_not_flicker():
+    tracker = tfiseg.Tracker()
+    reported = []
+    for t, class_id in enumerate([7, 7, 15, 7, 15, 7, 15, 15, 15]):
+        label, classes = render([Mover(line((100, 100), (1, 0)), class_id=class_id)], t)
+        found = instances_of(label, classes, t)
+        tracked = tracker(replace(found, score=np.full(len(found), 0.5, np.float32)))
+        reported += tracked.class_id.tolist()
+        assert tracked.class_id.dtype == np.int32
+    assert reported == [7, 7, 7, 7, 7, 7, 7, 15, 15]  # at equal sums, that of the newest detection
+
+
+def test_classes_of_other_detectors_are_tracked():
+    tracker = tfiseg.Tracker()
+    for t in range(3):
+        label, classes = render([Mover(line((100, 100), (1, 0)))], t)
+        found = instances_of(label, classes, t)
+        tracked = tracker(
+            replace(found, class_id=np.array([70_000], np.int32), score=np.zeros(1, np.float32))
+        )
+        assert tracked.class_id.tolist() == [70_000]
+
+
 def test_id_is_kept_if_the_predicted_class_changes():
     tracker = tfiseg.Tracker()
     seen = set()
