@@ -44,18 +44,21 @@ def test_photos_stay_until_the_program_is_stopped(tmp_path):
     (tmp_path / "b.png").write_text("no picture")
     command = [sys.executable, "-m", "tfiseg", "view", str(tmp_path), "--serve", "127.0.0.1:0", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    line = process.stderr.readline()
-    while "live at" not in line:
+    try:
         line = process.stderr.readline()
-    url = re.search(r"http://\S+", line)[0]
-    wait_until(lambda: has_image(url), 60, process)
-    time.sleep(3)  # longer than one photo is shown
-    before = snapshot(url)
-    change = urllib.request.Request(url + "control", json.dumps({"min_score": 1}).encode())
-    urllib.request.urlopen(change, timeout=20).read()
-    wait_until(lambda: snapshot(url) != before, 60, process)  # the photo is segmented again
-    process.terminate()
-    out, errors = process.communicate(timeout=30)
+        while "live at" not in line:
+            line = process.stderr.readline()
+        url = re.search(r"http://\S+", line)[0]
+        wait_until(lambda: has_image(url), 60, process)
+        time.sleep(3)  # longer than one photo is shown
+        before = snapshot(url)
+        change = urllib.request.Request(url + "control", json.dumps({"min_score": 1}).encode())
+        urllib.request.urlopen(change, timeout=20).read()
+        wait_until(lambda: snapshot(url) != before, 60, process)  # the photo is segmented again
+        process.terminate()
+        out, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 1, errors  # b.png
     assert "1 of 2 images can't be read" in errors
     assert json.loads(out)["captured"] > 10
