@@ -8,7 +8,7 @@ from typing import Any
 
 from .build import run_build
 from .common import add_verb, command_line, need, reject_options
-from .live import segment_source
+from .live import VIEW_MIN_HITS, segment_source
 from .parser import Example, integer, path
 from .segmenter_options import add_segmenter_options, given_options
 
@@ -22,7 +22,7 @@ _RUN_DEFAULTS = {
     "nth": 1,
     "format": "jsonl",
     "track": True,
-    "min_hits": None,
+    "min_hits": VIEW_MIN_HITS,
 }
 
 
@@ -34,7 +34,7 @@ def add_demo(verbs: Any) -> None:
         _demo,
         [
             Example("tfiseg demo", "segment the clip into tfiseg-demo/"),
-            Example("tfiseg demo --frames 5 --quality best", "the first frames, at the highest quality"),
+            Example("tfiseg demo --frames 30 --quality best", "the first frames, at the highest quality"),
             Example("tfiseg demo --engine", "build an fp16 engine instead", needs="TensorRT"),
         ],
     )

@@ -18,7 +18,7 @@ from .common import add_verb
 from .parser import Example, Parser, integer, number, path, size
 from .segmenter_options import add_segmenter_options
 
-_VIEW_MIN_HITS = 3  # for videos, in which most false positives appear in one or two frames
+VIEW_MIN_HITS = 3  # for videos, in which most false positives appear in one or two frames
 _MAX_WORKERS = 8  # each needs memory for a frame and a network
 _SOURCES = 'file, folder, glob pattern (quoted), camera index, csi://N, "gst: ...", URL or "synthetic"'
 
@@ -241,7 +241,7 @@ def _view(args: argparse.Namespace) -> int:
             record=args.record,
             policy=args.policy,
             nth=args.nth,
-            tracker=_tracker(args, not args.no_track, _VIEW_MIN_HITS if source.is_video else 1),
+            tracker=_tracker(args, not args.no_track, VIEW_MIN_HITS if source.is_video else 1),
             max_frames=args.frames,
             log=lambda text: print(text, file=sys.stderr if args.json else sys.stdout, flush=True),
         )
