@@ -146,7 +146,11 @@ class Segmenter(MapClusterer):
             min_score=self._given_min_score,
             max_instances=self.max_instances,
         )
-        return type(self).from_settings, (settings,)
+        return type(self).from_settings, (settings,), self.refine
+
+    def __setstate__(self, refine: str) -> None:
+        if refine != self.refine:
+            self.refine = refine
 
     def _open(self, settings: SegmenterSettings) -> None:
         self.settings, self._is_closed = settings, False

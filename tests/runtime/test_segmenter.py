@@ -224,6 +224,16 @@ def test_a_pickled_segmenter_keeps_changed_attributes(astronaut, tmp_path):
     assert there.stdout == f"{found.names} {found.area.tolist()}\n"
 
 
+def test_a_pickled_segmenter_keeps_a_changed_refine(astronaut):
+    segmenter = tfiseg.Segmenter()
+    segmenter.refine = "shape"
+    again = pickle.loads(pickle.dumps(segmenter))
+    assert again.refine == "shape"
+    assert np.array_equal(again(astronaut).label_map, segmenter(astronaut).label_map)
+    again.refine = "frame"
+    assert np.array_equal(again(astronaut).label_map, tfiseg.Segmenter()(astronaut).label_map)
+
+
 def test_a_pickled_segmenter_keeps_its_defaults():
     again = pickle.loads(pickle.dumps(tfiseg.Segmenter(quality="fast")))
     assert again.settings.quality == "fast"
