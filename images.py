@@ -160,7 +160,7 @@ def to_bgr(picture: Any, color: str | None = None) -> Picture:
         if array.ndim == 3 and array.shape[2] == 3:
             return np.asarray(cv2.cvtColor(array, cv2.COLOR_RGB2BGR)) if color == "rgb" else array
     raise InputError(
-        f"a picture must be uint8 (H, W, 3) BGR or (H, W) gray, got {picture_problem(picture, array)}"
+        f"an image must be uint8 (H, W, 3) BGR or (H, W) gray, got {picture_problem(picture, array)}"
     )
 
 

@@ -64,8 +64,8 @@ def segment_archive_source(args: argparse.Namespace) -> int:
 def _text(summary: dict[str, Any]) -> str:
     rate = summary["segmented"] / max(summary["seconds"], 1e-9)
     lines = [
-        f"{summary['pictures']} pictures: {summary['segmented']} segmented by {summary['workers']} workers "
-        f"({rate:.1f} pictures/s, start included), {summary['done_before']} done before, {summary['failed']} "
+        f"{summary['pictures']} images: {summary['segmented']} segmented by {summary['workers']} workers "
+        f"({rate:.1f} images/s, start included), {summary['done_before']} done before, {summary['failed']} "
         "failed",
         *(f"  {one['error']}" for one in summary["errors"][:5]),
         f"masks:   {summary['coco_json'] or summary['parts']}",

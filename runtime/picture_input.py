@@ -32,6 +32,6 @@ def as_frame(picture: Any, color: str | None, stays_on_gpu: bool) -> Any:
         return pixels
     if isinstance(picture, Frame) or hasattr(picture, "__cuda_array_interface__"):
         if color == "rgb":
-            raise InputError('frames and arrays on the GPU must be BGR: color="rgb" is for other pictures')
+            raise InputError('frames and arrays on the GPU must be BGR: color="rgb" is for other images')
         return picture
     return to_bgr(picture, color)

@@ -1,4 +1,4 @@
-"""``segment``: a picture in, instances out, in one call."""
+"""``segment``: an image in, instances out, in one call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _last: tuple[dict[str, Any], Segmenter] | None = None
 
 
 def segment(picture: Any, *, color: str | None = None, **options: Any) -> Any:
-    """Find the instances of a picture.
+    """Find the instances of an image.
 
     The network is loaded on the first call and kept for further calls with the same options. In a loop, and
     for videos, make a ``Segmenter``.

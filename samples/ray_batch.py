@@ -58,7 +58,7 @@ def main() -> None:
     pool = ray.data.ActorPoolStrategy(size=workers)
     pictures.flat_map(ObjectFinder, compute=pool, num_cpus=1).write_parquet(str(objects))
     count = ray.data.read_parquet(str(objects)).filter(lambda row: row["rle"] is not None).count()
-    print(f"{len(paths)} pictures, {count} objects in {objects}")
+    print(f"{len(paths)} images, {count} objects in {objects}")
 
 
 if __name__ == "__main__":

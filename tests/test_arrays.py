@@ -29,7 +29,7 @@ FEW = tfiseg.cluster(np.pad(np.ones((8, 8), np.uint8), 4), class_names=["backgro
     ],
 )
 def test_what_is_no_picture_gets_its_own_advice(picture, fix):
-    with pytest.raises(tfiseg.InputError, match=rf"a picture must be uint8.*: .*{fix}"):
+    with pytest.raises(tfiseg.InputError, match=rf"an image must be uint8.*: .*{fix}"):
         to_bgr(picture)
 
 

@@ -116,7 +116,7 @@ def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[
             Picture(path.stem, image, class_map, certainty, pseudo_labeled=confidence is not None)
         )
     if not pictures:
-        raise InputError(f"no picture in {images} has a class map of its name (NAME.png) in {semantic}")
+        raise InputError(f"no image in {images} has a class map of its name (NAME.png) in {semantic}")
     return pictures
 
 

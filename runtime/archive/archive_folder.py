@@ -208,5 +208,5 @@ def _read(parquet: Any, part: Path, columns: list[str] | None = None) -> Any:
         return parquet.read_table(part, columns=columns)
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"can't read {printable(str(part))}: {error}. Remove it to segment its pictures again"
+            f"can't read {printable(str(part))}: {error}. Remove it to segment its images again"
         ) from error

@@ -48,7 +48,7 @@ def list_pictures(source: str) -> list[Picture]:
         found = _unique((path, path) for path in matches if Path(path).suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise SourceError(
-            f"there are no pictures in {printable(source)}: with --ray, a source is a folder, a glob "
+            f"there are no images in {printable(source)}: with --ray, a source is a folder, a glob "
             f'pattern, or Parquet files with a column "{PATH_COLUMN}"'
         )
     return found

@@ -124,7 +124,7 @@ def segment_archive(
             size = _pool_size(resources, settings, workers, len(todo))
             rows = _results(ray, todo, settings, size, worker)
             bar = tqdm(
-                rows, total=len(pictures), initial=count, unit="picture", desc="tfiseg run", disable=quiet
+                rows, total=len(pictures), initial=count, unit="image", desc="tfiseg run", disable=quiet
             )
             names, error = _add_results(bar, folder, todo, names)
         coco_json = _write_coco(folder, names) if output_format == "coco" and error is None else None
@@ -252,7 +252,7 @@ def _add_missing(folder: ArchiveFolder, todo: list[Picture]) -> None:
     for picture in todo:
         if picture.path not in folder.done and printable(picture.path) not in reported:
             folder.add_error(
-                picture.path, "its worker died several times; a picture of the same task may be the cause"
+                picture.path, "its worker died several times; an image of the same task may be the cause"
             )
 
 
@@ -294,7 +294,7 @@ def _write_summary(
         "parts": printable(str(folder.parts)),
         "coco_json": coco_json,
         "errors": errors[:20],
-        "error": error or (f"{len(errors)} of {len(pictures)} pictures failed" if errors else None),
+        "error": error or (f"{len(errors)} of {len(pictures)} images failed" if errors else None),
     }
     write_summary(folder.folder, summary)
     return summary

@@ -89,7 +89,7 @@ def evaluate(
         raise InputError(f'semantic must be "truth" or "model" (with a segmenter), got {semantic!r}')
     tallies = {name: _Tally(is_complete=name == OURS) for name in finders}
     began, ms = time.perf_counter(), list[float]()
-    for picture in tqdm(pictures, unit="picture", desc=f"eval {folder.name}", disable=quiet):
+    for picture in tqdm(pictures, unit="image", desc=f"eval {folder.name}", disable=quiet):
         for name, find in finders.items():
             start = time.perf_counter()
             found = find(picture)

@@ -48,7 +48,7 @@ def load_eval_set(folder: Path) -> tuple[EvalPictures, dict[int, str]]:
     names = {int(k): name for k, name in classes.items()}
     paths = image_paths(folder / "images")
     if not paths:
-        raise InputError(f"{folder}/images contains no picture")
+        raise InputError(f"{folder}/images contains no image")
     for kind in _MAPS:
         missing = [path.stem for path in paths if not (folder / kind / f"{path.stem}.png").is_file()]
         if missing:
@@ -81,7 +81,7 @@ class EvalPictures(Sequence[EvalPicture]):
                 )
         if not image.shape[:2] == truth.shape == semantic.shape:
             raise InputError(
-                f"{path}: sizes differ: picture {image.shape[:2]}, instances {truth.shape}, semantic "
+                f"{path}: sizes differ: image {image.shape[:2]}, instances {truth.shape}, semantic "
                 f"{semantic.shape}"
             )
         return EvalPicture(path.stem, image, truth.astype(np.int32), np.asarray(semantic, np.uint8))

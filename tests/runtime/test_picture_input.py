@@ -105,7 +105,7 @@ def test_grey_pictures(segmenter):
     ("picture", "message"),
     [
         ("nowhere.jpg", "there is no file nowhere.jpg"),
-        (None, "a picture must be uint8"),
+        (None, "an image must be uint8"),
         (np.zeros((4, 4, 3)), "got float64"),
         (np.zeros((4, 4, 4), np.uint8), r"got uint8 \(4, 4, 4\)"),
     ],

@@ -110,7 +110,7 @@ def test_uncountable_classes_are_no_objects():
     ("arguments", "message"),
     [
         ({"--images": "nowhere"}, "there is no folder"),
-        ({}, "no picture in"),
+        ({}, "no image in"),
         ({"--model": "nowhere.onnx"}, "there is no network"),
         ({"--model": "noise.onnx"}, "is no ONNX network"),
         ({"-o": "nowhere/scored.onnx"}, "there is no folder"),

@@ -251,7 +251,7 @@ def test_teacher_results_are_cached(toy, tmp_path):
 
 
 def test_images_without_class_maps_raise_input_error(toy, tmp_path):
-    with pytest.raises(tfiseg.InputError, match="no picture in"):
+    with pytest.raises(tfiseg.InputError, match="no image in"):
         load_pictures(toy / "images", tmp_path)
 
 

@@ -219,7 +219,7 @@ def test_a_damaged_part_is_an_error(tmp_path):
     assert [row["path"] for row in rows_of(tmp_path)] == ["/a.jpg"]
     assert ArchiveFolder(tmp_path, SETTINGS).done == {"/a.jpg"}
     next(tmp_path.glob("parts/*")).write_bytes(b"PAR1")
-    with pytest.raises(tfiseg.OutputError, match="Remove it to segment its pictures again"):
+    with pytest.raises(tfiseg.OutputError, match="Remove it to segment its images again"):
         ArchiveFolder(tmp_path, SETTINGS)
 
 
@@ -232,9 +232,9 @@ def test_command_line(photos, tmp_path, capsys):
     assert "1 of 12 pictures failed; completed results are kept" in captured.err
     (photos / "a" / "006.jpg").unlink()
     assert main(arguments) == 0
-    assert "11 pictures: 0 segmented" in capsys.readouterr().out
+    assert "11 images: 0 segmented" in capsys.readouterr().out
     assert main(["run", str(tmp_path / "out"), "--ray", "--out", out]) == 1
-    assert "there are no pictures" in capsys.readouterr().err
+    assert "there are no images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
