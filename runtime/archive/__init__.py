@@ -1,1 +1,1 @@
-"""Archives of pictures: segmentation on many machines, which can be interrupted and continued."""
+"""Archives of images: segmentation on many machines, which can be interrupted and continued."""
