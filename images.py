@@ -374,11 +374,12 @@ def _read_url(url: str) -> Picture:
         return read_image(path_of_file_url(url))
     until, chunks, size = time.monotonic() + _DOWNLOAD_SECONDS, [], 0
     try:
-        user, _, host = parts.netloc.rpartition("@")  # urllib ignores the user and password of a URL
-        headers = {"User-Agent": "tfiseg"}
-        if user:
-            headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
-        request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers=headers)
+        user, _, host = parts.netloc.rpartition("@")
+        address = parts._replace(netloc=host).geturl()
+        request = urllib.request.Request(address, headers={"User-Agent": "tfiseg"})
+        if user:  # not for the server that a redirection names
+            encoded = b64encode(unquote(user).encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {encoded}")
         with urllib.request.urlopen(request, timeout=_RESPONSE_SECONDS) as response:
             while chunk := response.read1(1 << 20):
                 chunks.append(chunk)

@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from base64 import b64encode
 
 import cv2
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import tfiseg
 from pictures import SMOOTH, TINY, as_pil, encoded
 from tfiseg.images import read_image, to_bgr
+
+PASSWORD = "Basic " + b64encode(b"me:s3 cret").decode()
 
 
 @pytest.fixture
@@ -28,6 +31,15 @@ def server(tmp_path):
                 self.wfile.write(b"\x89PNG")
             elif self.path == "/nonsense.png":
                 self.wfile.write(b"nonsense\r\n\r\n")
+            elif self.path == "/private.png" and self.headers["Authorization"] != PASSWORD:
+                self.send_error(401)
+            elif self.path == "/private.png":
+                self.path = "/ok.png"
+                super().do_GET()
+            elif self.path == "/moved.png":
+                self.send_response(302)
+                self.send_header("Location", "/private.png")
+                self.end_headers()
             elif self.path == "/elsewhere":
                 self.send_response(302)
                 self.send_header("Location", (tmp_path / "ok.png").as_uri())
@@ -42,6 +54,14 @@ def server(tmp_path):
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{served.server_port}"
         served.shutdown()
+
+
+def test_a_password_is_sent_to_the_named_server_alone(server):
+    host = server.removeprefix("http://")
+    assert to_bgr(f"http://me:s3%20cret@{host}/private.png").tolist() == TINY.tolist()
+    with pytest.raises(tfiseg.InputError, match="returned 401") as error:
+        to_bgr(f"http://me:s3%20cret@{host}/moved.png")
+    assert "cret" not in str(error.value)
 
 
 def test_urls(server, tmp_path):

@@ -110,18 +110,20 @@ class CocoPictures(Sequence[EvalPicture]):
         path, stated = self.paths[index], self._images[index]
         image, size_hw = read_image(path), (stated["height"], stated["width"])
         if image.shape[:2] != size_hw:
+            is_turned = image.shape[1::-1] == size_hw
             raise InputError(
                 f"{path}: the image has {image.shape[0]}x{image.shape[1]} pixels (height x width), its "
                 f"annotations say {size_hw[0]}x{size_hw[1]}"
+                + (": its EXIF rotation was ignored when it was annotated" if is_turned else "")
             )
         truth, semantic = np.zeros(size_hw, np.int32), np.zeros(size_hw, np.uint8)
         objects = self._objects[stated["id"]]
         masks = [self._mask(annotation, size_hw, path) for annotation in objects]
         # crowds first, so that objects are in front of them; then from large to small
         order = sorted(range(len(masks)), key=lambda k: (not objects[k].get("iscrowd"), -masks[k].sum()))
-        for number_, k in enumerate(order, 1):
+        for number_in_image, k in enumerate(order, 1):
             is_crowd = objects[k].get("iscrowd")
-            truth[masks[k]] = 0 if is_crowd else number_
+            truth[masks[k]] = 0 if is_crowd else number_in_image
             semantic[masks[k]] = IGNORE if is_crowd else self._class_ids[objects[k]["category_id"]]
         return EvalPicture(path.stem, image, truth, semantic)
 
