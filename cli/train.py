@@ -46,7 +46,9 @@ def _semantic(args: argparse.Namespace) -> int:
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
-    pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data)
+    pictures = load_pictures(
+        args.images, args.semantic, args.confidence, args.more_data, SemanticRecipe.classes
+    )
     if args.teacher:
         from ..export.semantic.teacher import add_teacher
 

@@ -17,7 +17,7 @@ def add_semantic(kinds: Any, handler: Any) -> None:
     verb = add_verb(
         kinds,
         "semantic",
-        "Train the default semantic network from images and class maps.",
+        "Train the default semantic network, with the 21 classes of PASCAL VOC, from images and class maps.",
         handler,
         [
             Example(f"tfiseg train semantic {_DATA}", "to semantic.ckpt", needs=_NEEDS),

@@ -74,7 +74,11 @@ class _Cutout:
 
 
 def load_pictures(
-    images: Path, semantic: Path, confidence: Path | None = None, more: Sequence[Path] = ()
+    images: Path,
+    semantic: Path,
+    confidence: Path | None = None,
+    more: Sequence[Path] = (),
+    classes: int | None = None,
 ) -> list[Picture]:
     """Load the images that have a class map of the same name, sorted by name.
 
@@ -83,16 +87,30 @@ def load_pictures(
         semantic: folder of class maps NAME.png, uint8, 255 = ignore.
         confidence: folder of NAME.png, uint8 of any size; default: all class maps are certain.
         more: further folders, each with ``images``, ``semantic`` and, optionally, ``confidence`` in it.
+        classes: number of classes of the network; default: any class ID is accepted.
 
     Raises:
-        InputError: a folder is missing, a class map does not fit its image, or nothing is found.
+        InputError: a folder is missing, a class map does not fit its image or the network, or nothing is
+            found.
     """
     pictures = _load_folder(images, semantic, confidence)
     for folder in more:
         maps = folder / "confidence"
         found = _load_folder(folder / "images", folder / "semantic", maps if maps.is_dir() else None)
         pictures += [replace(picture, name=f"{folder.name}/{picture.name}") for picture in found]
+    if classes is not None:
+        _check_class_ids(pictures, classes)
     return pictures
+
+
+def _check_class_ids(pictures: list[Picture], classes: int) -> None:
+    for picture in pictures:
+        unknown = np.setdiff1d(picture.semantic, [*range(classes), IGNORE])
+        if unknown.size:
+            raise InputError(
+                f"the class map of {picture.name} has class {unknown[0]}: the network has the classes 0 to "
+                f"{classes - 1}, and {IGNORE} is ignored"
+            )
 
 
 def _load_folder(images: Path, semantic: Path, confidence: Path | None) -> list[Picture]:

@@ -106,7 +106,7 @@ def export_semantic(
         if agreement < MIN_AGREEMENT:
             raise ModelError(
                 f"ONNX Runtime agrees with torch on {agreement:.3%} of the pixels of a photo, expected at "
-                f"least {MIN_AGREEMENT:.1%}"
+                f"least {MIN_AGREEMENT:.1%}: train for longer, or store weights as float32 (--fp32-weights)"
             )
     return {
         "bytes": output.stat().st_size,

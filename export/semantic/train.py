@@ -233,10 +233,13 @@ def _make_optimizer(network: SegmentationNetwork, recipe: SemanticRecipe) -> tor
 
 
 def _split_pictures(pictures: list[Picture], recipe: SemanticRecipe) -> tuple[list[Picture], list[Picture]]:
-    """Return the images for validation, and those for training."""
+    """Return the images for validation, a tenth but at most ``recipe.held_out``, and those for training."""
+    if len(pictures) < 2:
+        raise InputError("one image is too few to train and to validate: use at least 2")
     order = np.random.default_rng(recipe.seed).permutation(len(pictures))
     shuffled = [pictures[i] for i in order]
-    return shuffled[: recipe.held_out], shuffled[recipe.held_out :]
+    held_out = min(recipe.held_out, max(1, len(pictures) // 10))
+    return shuffled[:held_out], shuffled[held_out:]
 
 
 def _network_with(average: dict[str, Tensor], recipe: SemanticRecipe) -> SegmentationNetwork:

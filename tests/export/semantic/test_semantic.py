@@ -255,6 +255,22 @@ def test_images_without_class_maps_raise_input_error(toy, tmp_path):
         load_pictures(toy / "images", tmp_path)
 
 
+def test_classes_that_the_network_lacks_raise_input_error(toy):
+    assert len(load_pictures(toy / "images", toy / "semantic", classes=3)) == 6
+    with pytest.raises(tfiseg.InputError, match="has class 2: the network has the classes 0 to 1"):
+        load_pictures(toy / "images", toy / "semantic", classes=2)
+
+
+def test_a_few_images_are_split_for_training_and_validation(toy):
+    pictures = load_pictures(toy / "images", toy / "semantic")
+    held, used = train_module._split_pictures(pictures, SemanticRecipe())
+    assert (len(held), len(used)) == (1, 5)
+    held, used = train_module._split_pictures(pictures * 200, SemanticRecipe())
+    assert (len(held), len(used)) == (100, 1100)
+    with pytest.raises(tfiseg.InputError, match="use at least 2"):
+        train_module._split_pictures(pictures[:1], SemanticRecipe())
+
+
 def test_training_resumes_and_refuses_another_recipe(toy, checkpoint):
     assert torch.load(checkpoint, weights_only=True)["step"] == 3
     train(toy, checkpoint, 3)  # is at its end, so nothing is trained
