@@ -31,6 +31,6 @@ def test_rows_of_objects(tmp_path):
     segmenter = tfiseg.Segmenter(threads=1)
     expected = [i.class_name for k in range(3) for i in segmenter(tmp_path / "photos" / f"{k}.jpg")]
     assert sorted(row["class_name"] for row in objects) == sorted(expected)
-    assert f"4 pictures, {len(expected)} objects" in done.stdout
+    assert f"4 images, {len(expected)} objects" in done.stdout
     (damaged,) = [row for row in rows if row["error"] is not None]
     assert damaged["path"].endswith("3.jpg")

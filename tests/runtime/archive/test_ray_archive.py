@@ -229,7 +229,7 @@ def test_command_line(photos, tmp_path, capsys):
     assert main([*arguments, "--json"]) == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out)["segmented"] == 11
-    assert "1 of 12 pictures failed; completed results are kept" in captured.err
+    assert "1 of 12 images failed; completed results are kept" in captured.err
     (photos / "a" / "006.jpg").unlink()
     assert main(arguments) == 0
     assert "11 images: 0 segmented" in capsys.readouterr().out
