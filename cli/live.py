@@ -200,7 +200,7 @@ def add_view(verbs: Any) -> None:
         "source SOURCE",
         help=_SOURCES
         + "; videos are played at their own frame rate, photos shown for 2 s each and the last one "
-        "until Ctrl-C (with --frames or --camera-fps: like a video)",
+        "until Ctrl-C (with --frames, --camera-fps or --record: like a video)",
     )
     verb.source.add_argument("--frames N", type=integer(1), help="stop after N frames of the source")
     _add_source_options(verb)
@@ -256,8 +256,9 @@ def _view_source(args: argparse.Namespace) -> Any:
     from ..runtime.sources.realtime import Realtime, SlideShow
 
     source = _source(args, realtime=True)
-    is_show = isinstance(source, Realtime) and not source.is_video
-    return SlideShow(source.source) if is_show and args.frames is args.camera_fps is None else source
+    once = args.frames or args.camera_fps or args.record  # a recording must not repeat photos without end
+    is_show = isinstance(source, Realtime) and not source.is_video and not once
+    return SlideShow(source.source) if is_show else source
 
 
 def _check_file(args: argparse.Namespace) -> None:

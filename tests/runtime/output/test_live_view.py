@@ -64,6 +64,17 @@ def test_photos_stay_until_the_program_is_stopped(tmp_path):
     assert json.loads(out)["captured"] > 10
 
 
+def test_a_recording_has_each_photo_once(tmp_path):
+    image = next(iter(tfiseg.open_source("synthetic"))).image
+    (tmp_path / "photos").mkdir()
+    cv2.imwrite(str(tmp_path / "photos" / "a.png"), image)
+    cv2.imwrite(str(tmp_path / "photos" / "b.png"), image[:, ::-1])
+    arguments = ["--serve", "127.0.0.1:0", "--policy", "all", "--record", str(tmp_path / "tape")]
+    assert main(["view", str(tmp_path / "photos"), *arguments]) == 0
+    (lines,) = tmp_path.glob("tape/*/instances.jsonl")
+    assert [json.loads(line)["name"] for line in lines.read_text().splitlines()] == ["a", "b"]
+
+
 def snapshot(url):
     return urllib.request.urlopen(url + "snapshot", timeout=20).read()
 
