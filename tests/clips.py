@@ -1,5 +1,8 @@
 """Writers of small videos for the tests."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,9 +19,23 @@ def picture_of(k, size_wh=(64, 48)):
     return picture
 
 
+@contextlib.contextmanager
+def same_priority() -> Iterator[None]:
+    """Restore the scheduling policy of the calling thread.
+
+    As root, SVT-AV1 gives it the highest real-time priority for good. On one core, it then starves threads
+    that it waits for, also in the kernel, so that the test process hangs and cannot be killed.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def write_clip(path, times, codec="libx264", rate=30, pictures=None, **options):
     """Write a video whose frames have these times in seconds."""
-    with av.open(str(path), "w") as container:
+    with same_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         clock = CLOCK if codec == "libx264" and Path(path).suffix != ".avi" else 1 / Fraction(rate)

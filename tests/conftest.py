@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,14 @@ def pytest_configure() -> None:
         number = int(worker.removeprefix("gw"))
         share = cores[number * len(cores) // count : (number + 1) * len(cores) // count]
         os.sched_setaffinity(0, share or cores)
+
+
+@pytest.fixture(autouse=True)
+def _no_real_time_priority() -> Iterator[None]:
+    """Fail a test that leaves this process with another scheduling policy, see ``clips.same_priority``."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture(scope="session")
