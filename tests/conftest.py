@@ -25,11 +25,11 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_real_time_priority() -> Iterator[None]:
+def _same_scheduling_policy() -> Iterator[None]:
     """Fail a test that leaves this process with another scheduling policy, see ``clips.same_priority``."""
+    policy = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
     yield
-    if hasattr(os, "sched_getscheduler"):
-        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert policy is None or os.sched_getscheduler(0) == policy
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 from .base import DEFAULT_FPS, Frame, Source
 
@@ -59,47 +60,25 @@ class Realtime(Source):
         self.source.close()
 
 
-class SlideShow(Source):
+class SlideShow(Realtime):
     """A live source that shows each photo for two seconds, and the last one until it is interrupted.
 
-    A photo is repeated as a new frame five times per second.
+    A photo is repeated as a new frame five times per second. ``frame_count`` is the number of photos.
     """
 
-    is_live, is_video = True, False
-    fps = _SLIDE_FPS
-
     def __init__(self, source: Source) -> None:
-        super().__init__(source.name)
-        self._source, self.frame_count = source, source.frame_count  # of the photos
-        self._interrupted = threading.Event()
-
-    @property
-    def unreadable(self) -> Sequence[str]:  # type: ignore[override]
-        """Error messages of the image files that cannot be read."""
-        return self._source.unreadable
+        super().__init__(source, _SLIDE_FPS)
 
     def __iter__(self) -> Iterator[Frame]:
         self._interrupted.clear()
-        photo, index = None, 0
-        for photo in self._source:
-            for _ in range(round(_PHOTO_SECONDS * _SLIDE_FPS)):
-                yield self._frame(photo, index)
-                index += 1
-                if self._interrupted.wait(1 / _SLIDE_FPS):
-                    return
-        while photo is not None:
-            yield self._frame(photo, index)
-            index += 1
+        for index, photo in enumerate(self._repeated_photos()):
+            yield replace(photo, index=index, capture_time_ns=time.monotonic_ns())
             if self._interrupted.wait(1 / _SLIDE_FPS):
                 return
 
-    @staticmethod
-    def _frame(photo: Frame, index: int) -> Frame:
-        return replace(photo, index=index, capture_time_ns=time.monotonic_ns())
-
-    def interrupt(self) -> None:
-        self._interrupted.set()
-        self._source.interrupt()
-
-    def close(self) -> None:
-        self._source.close()
+    def _repeated_photos(self) -> Iterator[Frame]:
+        photo = None
+        for photo in self.source:
+            yield from repeat(photo, round(_PHOTO_SECONDS * _SLIDE_FPS))
+        if photo is not None:
+            yield from repeat(photo)
